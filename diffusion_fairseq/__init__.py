@@ -1,0 +1,2 @@
+"""Diffusion language models for fairseq."""
+from diffusion_fairseq import criterions, models, scoring, tasks  # noqa: F401

@@ -1,0 +1,42 @@
+"""Where hosts (fairseq, torch, numpy) differ or are broken: one small function a mend, nothing where it is not needed.
+
+The hosts are `main` (git main since December 2022 and its releases, such as ve-fairseq 0.12.3) and `0.12.2` (the official
+release). A mend says which of them, and which torch or numpy, it is for.
+"""
+
+import functools
+
+from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, stop_prefetch_at_exit
+from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
+from diffusion_fairseq.compat.literals import literal_eval
+from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu
+from diffusion_fairseq.compat.training import (
+    better_transformer,
+    bf16_is_not_tpu,
+    ema_version,
+    portable_encoder_layers,
+)
+
+MENDS = (
+    force_weights_only,
+    safe_globals,
+    literal_eval,
+    report_bad_checkpoints,
+    broadcast_object,
+    join_torchrun,
+    replicate_on_cpu,
+    stop_prefetch_at_exit,
+    keep_last_batch,
+    numpy2_buckets,
+    ema_version,
+    bf16_is_not_tpu,
+    better_transformer,
+    portable_encoder_layers,
+)
+
+
+@functools.cache
+def apply() -> None:
+    """Mend the host of this process; a second call does nothing."""
+    for mend in MENDS:
+        mend()

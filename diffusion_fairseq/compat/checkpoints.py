@@ -1,0 +1,123 @@
+"""Checkpoints are data: nothing in the file is run, and a file that cannot be loaded is named in one line."""
+
+import argparse
+import os
+import pickle
+import re
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+from diffusion_fairseq.compat.literals import is_program, strings
+from diffusion_fairseq.compat.patching import replace
+from diffusion_fairseq.errors import UserError
+
+WRITTEN_BY_EVAL_BLEU = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+
+
+def force_weights_only() -> None:
+    """Make every torch.load of this process a weights_only one.
+
+    For torch < 2.6, where the default is to run what the file says, and for hosts that pass weights_only=False
+    (git main since https://github.com/facebookresearch/fairseq/issues/5610). The opposite variable is removed:
+    torch.load refuses to work under both.
+    """
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+
+
+def safe_globals() -> None:
+    """Allow what the host's own checkpoints hold beyond tensors and plain values.
+
+    torch >= 2.4 (older ones know no allow-list): argparse.Namespace for stock architectures, and numpy's arrays
+    for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return
+    rebuild = np.empty(0).__reduce__()[0]
+    allowed = [argparse.Namespace, rebuild, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
+    if torch.torch_version.TorchVersion(torch.__version__) >= (2, 6):
+        # The function has another name in each major version of numpy, and the file holds its writer's.
+        allowed += [(rebuild, name) for name in WRITTEN_BY_EVAL_BLEU]
+    torch.serialization.add_safe_globals(allowed)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The message of an error without its line breaks, cut at `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def refusal(path: str, error: pickle.UnpicklingError) -> UserError:
+    """What to say about a file that torch's restricted unpickler stopped at."""
+    found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+|eval|exec)", str(error))
+    if found is None:
+        detail = one_line(re.sub(r"^.*WeightsUnpickler error: ", "", str(error), flags=re.DOTALL))
+        return UserError(
+            f"checkpoint {path} refused: it is damaged or no checkpoint ({detail}); use a file that training wrote"
+        )
+    name = found[1]
+    if name == "argparse.Namespace":
+        return UserError(f"checkpoint {path} refused: it holds argparse.Namespace, which torch >= 2.4 can check")
+    return UserError(
+        f"checkpoint {path} refused: it holds {name}; a checkpoint is data, never code;"
+        " use a file with tensors and plain values only"
+    )
+
+
+def refuse_programs(path: str, state: dict) -> None:
+    """Raise UserError if an option string of the checkpoint would be run by the host's eval."""
+    for part in ("args", "cfg"):
+        for name, text in strings(state.get(part)):
+            if is_program(text):
+                raise UserError(
+                    f"checkpoint {path} refused: it holds the program {text[:80]!r} as option {name};"
+                    " a checkpoint is data, never code; use a file that training wrote"
+                )
+
+
+def report_bad_checkpoints() -> None:
+    """Say in one line which checkpoint cannot be loaded and why: refused, damaged, missing or of another model.
+
+    Both hosts, any torch: they show a traceback, and some of them without the file's name.
+    """
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    load_models = checkpoint_utils.load_model_ensemble_and_task
+    resume = Trainer.load_checkpoint
+
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        try:
+            state = load(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise refusal(path, error) from error
+        except (OSError, EOFError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            detail = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(
+                f"checkpoint {path} cannot be read ({detail}): it is truncated or no checkpoint of fairseq;"
+                " use a file that training wrote"
+            ) from error
+        refuse_programs(path, state)
+        return state
+
+    def load_model_ensemble_and_task(filenames, *args, **kwargs):
+        try:
+            return load_models(filenames, *args, **kwargs)
+        except OSError as error:
+            raise UserError(f"{one_line(error)}: --path takes checkpoint files, several joined by ':'") from error
+
+    def load_checkpoint(self, filename, *args, **kwargs):
+        try:
+            return resume(self, filename, *args, **kwargs)
+        except Exception as error:
+            if not str(error).startswith("Cannot load model parameters from checkpoint"):
+                raise
+            raise UserError(
+                f"checkpoint {filename} does not fit this model ({one_line(error.__context__ or error)}):"
+                " give the options it was trained with, or another --save-dir"
+            ) from error
+
+    replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
+    replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
+    Trainer.load_checkpoint = load_checkpoint

@@ -1,0 +1,74 @@
+"""Several processes: resuming them, and torchrun on machines without GPUs."""
+
+import os
+
+import torch
+from fairseq.distributed import utils as distributed
+from fairseq.models import distributed_fairseq_model
+from torch import distributed as dist
+
+from diffusion_fairseq.compat.patching import replace
+
+
+def broadcast_object() -> None:
+    """Send a loaded checkpoint from rank 0 to the other ranks when training is resumed.
+
+    Both hosts with torch >= 2.6, and with any torch under force_weights_only: the host sends the objects through
+    torch.load, which refuses omegaconf's classes. torch's own collective unpickles bytes that rank 0 of this very
+    run has made from a file it loaded safely.
+    """
+    stock = distributed._broadcast_object_slow
+
+    def broadcast(obj, src_rank, group, dist_device):
+        if distributed.use_xla():
+            return stock(obj, src_rank, group, dist_device)
+        holder = [obj]
+        dist.broadcast_object_list(holder, src=src_rank, group=group, device=dist_device)
+        return holder[0]
+
+    replace(distributed, "_broadcast_object_slow", broadcast)
+
+
+def join_torchrun() -> None:
+    """Make the processes that torchrun started one training, with and without GPUs.
+
+    Main takes a --distributed-world-size of 1 (its default with at most one GPU a node) for no torchrun at all, and
+    trains once per process into the same directory; without GPUs it divides by their number. Without GPUs both hosts
+    need another backend than their default. https://github.com/facebookresearch/fairseq/issues/2879
+    """
+    infer = distributed.infer_init_method
+    join = distributed._infer_torch_distributed_launch_init
+
+    def infer_init_method(cfg, *args, **kwargs):
+        world_size = int(os.environ.get("WORLD_SIZE", 1)) if dist.is_torchelastic_launched() else 1
+        if world_size > 1 and cfg.distributed_init_method is None and not cfg.tpu:
+            cfg.distributed_world_size = world_size
+        return infer(cfg, *args, **kwargs)
+
+    def join_without_gpus(cfg):
+        if torch.cuda.device_count():
+            return join(cfg)
+        cfg.distributed_init_method = "env://"
+        cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+        cfg.distributed_rank = int(os.environ["RANK"])
+        cfg.distributed_backend = "gloo"
+        cfg.distributed_no_spawn = True
+        cfg.device_id = 0
+
+    replace(distributed, "infer_init_method", infer_init_method)
+    replace(distributed, "_infer_torch_distributed_launch_init", join_without_gpus)
+
+
+def replicate_on_cpu() -> None:
+    """Let --ddp-backend pytorch_ddp replicate a model that lies on the CPU.
+
+    Both hosts: they name a GPU always. https://github.com/facebookresearch/fairseq/issues/2879
+    """
+    stock = distributed_fairseq_model.DistributedDataParallel
+
+    def replicate(module, device_ids=None, output_device=None, **kwargs):
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            device_ids = output_device = None
+        return stock(module, device_ids=device_ids, output_device=output_device, **kwargs)
+
+    distributed_fairseq_model.DistributedDataParallel = replicate

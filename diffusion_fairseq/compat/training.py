@@ -1,0 +1,83 @@
+"""Training options of the host that do not do what they say: --store-ema, --bf16; and 0.12.2's encoder layers."""
+
+import sys
+
+from fairseq import options
+from fairseq.models.ema.ema import EMA
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+
+from diffusion_fairseq.compat.patching import replace
+
+BETTER_TRANSFORMER_PARAMETERS = tuple(
+    f"{layer}_{part}" for layer in ("in_proj", "out_proj", "fc1", "fc2") for part in ("weight", "bias")
+)
+
+
+def ema_version() -> None:
+    """Keep the final layer norm of a pre-norm encoder and decoder in the EMA model.
+
+    Both hosts: the EMA update leaves out every key with "version" in its name, without which a stock transformer takes
+    the weights for a file from before 2018 and drops its final layer norm.
+    """
+    stock = EMA.restore
+
+    def restore(self, state_dict, *args, **kwargs):
+        versions = {key: value for key, value in self.model.state_dict().items() if "version" in key}
+        return stock(self, {**versions, **state_dict}, *args, **kwargs)
+
+    EMA.restore = restore
+
+
+def bf16_is_not_tpu() -> None:
+    """Use a TPU only when --tpu says so.
+
+    Both hosts: --bf16 sets it too, and dies for want of torch_xla.
+    """
+    stock = options.parse_args_and_arch
+
+    def parse_args_and_arch(parser, input_args=None, *args, **kwargs):
+        parsed = stock(parser, input_args, *args, **kwargs)
+        namespace = parsed[0] if isinstance(parsed, tuple) else parsed
+        given = sys.argv[1:] if input_args is None else input_args
+        if getattr(namespace, "tpu", False) and "--tpu" not in given:
+            namespace.tpu = False
+        return parsed
+
+    replace(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def better_transformer() -> None:
+    """Take the inference fast path and its 8 duplicate parameters a layer out of the stock encoder layer.
+
+    0.12.2 only, with torch >= 2: the fast path dies ("Mask Type should be defined"), and the duplicates, which never
+    get a gradient, break --ddp-backend pytorch_ddp and make files that other hosts cannot load.
+    https://github.com/facebookresearch/fairseq/issues/4899
+    """
+    layer = TransformerEncoderLayerBase
+    if "_load_from_state_dict" not in vars(layer):
+        return
+    stock = layer.__init__
+
+    def __init__(self, *args, **kwargs):
+        stock(self, *args, **kwargs)
+        for name in BETTER_TRANSFORMER_PARAMETERS:
+            delattr(self, name)
+        self.can_use_fastpath = False
+
+    layer.__init__ = __init__
+    del layer._load_from_state_dict
+
+
+def portable_encoder_layers() -> None:
+    """Load stock transformers that an unmended 0.12.2 has written: forget their duplicate parameters.
+
+    Both hosts; see better_transformer.
+    """
+    stock = TransformerEncoderLayerBase.upgrade_state_dict_named
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        stock(self, state_dict, name)
+        for parameter in BETTER_TRANSFORMER_PARAMETERS:
+            state_dict.pop(f"{name}.{parameter}", None)
+
+    TransformerEncoderLayerBase.upgrade_state_dict_named = upgrade_state_dict_named

@@ -1,0 +1,123 @@
+"""What the criterions of diffusion models share: drawing t, counting, logging each term under its own name."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Tuple
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+
+from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS
+from diffusion_fairseq.models.base import TrainingPass
+
+VALIDATION_SEED = 1  # validation draws the same noise at every epoch, so that its losses can be compared
+
+
+@dataclass
+class DiffusionCriterionConfig(FairseqDataclass):
+    """Options of every diffusion criterion."""
+
+    timestep_sampler: str = field(
+        default="low-discrepancy",
+        metadata={"help": f"training law of t: {', '.join(TIMESTEP_SAMPLERS)}. low-discrepancy spreads t evenly over "
+                          "a batch and lowers the variance for nothing; loss-second-moment draws hard t more often "
+                          "and weighs them less"},
+    )
+    padding_in_mean: bool = field(
+        default=False,
+        metadata={"help": "count every modelled padding position like a word, as the published code does; by "
+                          "default the padding of a sentence counts as one position"},
+    )
+
+
+class DiffusionCriterion(FairseqCriterion):
+    """Draws t, calls the model once, sums the terms of `terms` with their weights.
+
+    The loss is a sum over positions; sample_size is their (weighted) count.
+    """
+
+    def __init__(self, cfg: DiffusionCriterionConfig, task):
+        super().__init__(task)
+        self.cfg = cfg
+
+    def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
+        """Name -> (weight in the loss, sums per example (B,)).
+
+        Args:
+            weight: (B, L), what each position counts.
+        """
+        raise NotImplementedError
+
+    def position_weights(self, parts: TrainingPass) -> Tensor:
+        """What each position counts (B, L): tokens 1; padding together 1, or 1 each with --padding-in-mean."""
+        padding = parts.modelled & ~parts.counts
+        share = padding.float()
+        if not self.cfg.padding_in_mean:
+            share = share / padding.sum(dim=1, keepdim=True).clamp(min=1)
+        return parts.counts.float() + share
+
+    def forward(self, model, sample, reduce: bool = True) -> Tuple[Tensor, Tensor, Dict[str, Any]]:
+        """The loss in nats, its sample size, and what is logged."""
+        target = sample["target"]
+        sampler = model.timestep_sampler(self.cfg.timestep_sampler)
+        generator = None
+        if not model.training:
+            generator = torch.Generator(target.device).manual_seed(VALIDATION_SEED)
+            t, importance = self.validation_timesteps(len(target), sampler.num_timesteps, target.device)
+        else:
+            t, importance = sampler.draw(len(target), target.device)
+        parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator)
+        weight = self.position_weights(parts)
+        terms = self.terms(parts, t, weight, model.schedule)
+        count = weight.sum(dim=1)
+        per_example = sum(share * term for share, term in terms.values())
+        if model.training:
+            sampler.update(t, (per_example / count).detach())
+        loss = (per_example * importance).sum()
+        sample_size = count.sum()
+        log = {name: term.detach().sum() for name, (_, term) in terms.items()}
+        if parts.length_logits is not None:
+            length = self.length_loss(parts)
+            loss = loss + self.cfg.length_weight * length
+            log["length"] = length.detach()
+        at_zero = t == 0
+        log.update(
+            loss=loss.detach(), sample_size=sample_size, ntokens=parts.counts.sum(), nsentences=len(target),
+            t0=log_sum(terms["mse"][1], at_zero), t0_count=log_sum(count, at_zero),
+        )
+        return loss, sample_size, log
+
+    @staticmethod
+    def validation_timesteps(n: int, num_timesteps: int, device) -> Tuple[Tensor, Tensor]:
+        """n evenly spread timesteps, in an order that does not follow the batch's (by length)."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+        t = ((order + 0.5) / n * num_timesteps).long().to(device)
+        return t, torch.ones(n, device=device)
+
+    @staticmethod
+    def length_loss(parts: TrainingPass) -> Tensor:
+        """-log p(length), summed over the sentences."""
+        return torch.nn.functional.cross_entropy(parts.length_logits, parts.counts.sum(dim=1), reduction="sum")
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Log every term per position (length: per sentence, t0: per position of examples at t = 0), in nats."""
+        own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count"}
+        total = {name: sum(log[name] for log in logging_outputs) for name in logging_outputs[0]}
+        per = {"length": "nsentences"}
+        for name in total.keys() - own:
+            count = float(total[per.get(name, "sample_size")])
+            metrics.log_scalar(name, float(total[name]) / max(count, 1.0), count, round=4)
+        if total["t0_count"] > 0:
+            metrics.log_scalar("t0", float(total["t0"] / total["t0_count"]), float(total["t0_count"]), round=4)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def log_sum(values: Tensor, chosen: Tensor) -> Tensor:
+    """The sum (0-dim) of the chosen values (B,), without gradient."""
+    return (values.detach() * chosen).sum()

@@ -1,0 +1,49 @@
+"""The simplified variational bound with rounding: GENIE's training objective."""
+
+from dataclasses import dataclass, field
+from typing import Dict, Tuple
+
+import torch
+from fairseq.criterions import register_criterion
+from torch import Tensor
+
+from diffusion_fairseq.criterions.base import DiffusionCriterion, DiffusionCriterionConfig
+from diffusion_fairseq.diffusion.losses import masked_mse, prior_term, rounding_nll
+from diffusion_fairseq.models.base import TrainingPass
+
+
+@dataclass
+class DiffusionVLBConfig(DiffusionCriterionConfig):
+    """Weights of the terms; 1 each as published."""
+
+    mse_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of the squared error of the prediction (at t = 0: of the clean embedding)"},
+    )
+    rounding_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of -log p(y | x0), which keeps embeddings apart; 0 lets them collapse"},
+    )
+    prior_weight: float = field(default=1.0, metadata={"help": "weight of (alpha_T x0)^2, the published tT term"})
+    length_weight: float = field(
+        default=1.0, metadata={"help": "weight of a sentence's -log p(length) under --length-model predicted"}
+    )
+
+
+@register_criterion("diffusion_vlb", dataclass=DiffusionVLBConfig)
+class DiffusionVLBCriterion(DiffusionCriterion):
+    """mse + rounding + prior (GENIE, eq. 12; Li et al., 2022, section 4.1)."""
+
+    def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
+        at_zero = t == 0
+        mse = torch.where(
+            at_zero,
+            masked_mse(parts.pred_x0, parts.embedded, weight),
+            masked_mse(parts.prediction, parts.aim, weight),
+        )
+        last = schedule.at(torch.tensor(schedule.num_timesteps - 1))
+        return {
+            "mse": (self.cfg.mse_weight, mse),
+            "rounding": (self.cfg.rounding_weight, rounding_nll(parts.rounding_logits, parts.target, weight)),
+            "prior": (self.cfg.prior_weight, prior_term(parts.x0, last.alpha, weight)),
+        }

@@ -1,0 +1,24 @@
+"""Loss terms as masked sums per example: any batching and any padding gives the same gradient.
+
+Shapes: x0, pred (B, L, D); tokens (B, L); mask (B, L), a weight per position (a bool mask will do). Each function
+returns (B,), the sum over positions of a mean over the latent width (or of a negative log-likelihood, in nats).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Sum over positions of the squared error, averaged over the latent width."""
+    return (((target - pred) ** 2).mean(dim=-1) * mask).sum(dim=-1)
+
+
+def rounding_nll(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """-log p(y | x_0) (GENIE, eq. 12, third term): logits (B, L, V) of the noised true embedding."""
+    nll = F.cross_entropy(logits.float().flatten(0, -2), tokens.flatten(), reduction="none")
+    return (nll.view_as(tokens) * mask).sum(dim=-1)
+
+
+def prior_term(x0: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
+    """The part of the prior's KL that depends on x_0: mean of (alpha_T x_0)^2, the published tT term."""
+    return ((alpha.to(x0.dtype) * x0).square().mean(dim=-1) * mask).sum(dim=-1)

@@ -1,0 +1,70 @@
+"""Rules for one reverse step, x_t -> x_s, all with the same signature; SOLVERS names them.
+
+A solver knows one callable, `denoise(xt, t, previous pred_x0) -> pred_x0`: parameterisation, self-conditioning
+and clamping are wrappers round it. Levels hold 0-dimensional tensors, shared by all examples.
+"""
+
+from typing import Callable, Dict, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from diffusion_fairseq.diffusion.process import eps_from_x0, posterior, q_sample, transition
+from diffusion_fairseq.diffusion.schedules import NoiseLevel
+
+Denoise = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
+
+
+class SamplerState(NamedTuple):
+    """What a step hands to the next one.
+
+    Shapes: xt and pred_x0 (B, L, D), float32 or float64. `level` is the level of xt; pred_x0 is the estimate
+    from which xt was made (None before the first step).
+    """
+
+    xt: Tensor
+    pred_x0: Optional[Tensor]
+    level: NoiseLevel
+
+
+VARIANCES: Dict[str, Callable[[NoiseLevel, NoiseLevel], Tensor]] = {
+    # Lower and upper bound of the reverse entropy (Ho et al., 2020, section 3.2).
+    "posterior": lambda s, t: transition(s, t)[1] * s.sigma**2 / t.sigma**2,
+    "beta": lambda s, t: transition(s, t)[1] * (s.sigma > 0),
+}
+
+
+def ddpm_step(
+    denoise: Denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise: Callable[[], Tensor],
+    *, variance: str = "posterior",
+) -> SamplerState:
+    """Ancestral sampling (Ho et al., 2020, algorithm 2) between any two levels; no noise on the way to x_0."""
+    x0 = denoise(state.xt, t.t, state.pred_x0)
+    mean, _ = posterior(x0, state.xt, s, t)
+    std = VARIANCES[variance](s, t).clamp(min=0).sqrt()
+    xs = mean + std.to(mean.dtype) * noise() if std > 0 else mean
+    return SamplerState(xs, x0, s)
+
+
+def ddim_step(
+    denoise: Denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise: Callable[[], Tensor],
+    *, eta: float = 0.0,
+) -> SamplerState:
+    """DDIM (Song et al., 2021, eq. 12 and 16): eta 0 is deterministic, eta 1 is ancestral sampling."""
+    x0 = denoise(state.xt, t.t, state.pred_x0)
+    eps = eps_from_x0(state.xt, x0, t)
+    std = eta * VARIANCES["posterior"](s, t).clamp(min=0).sqrt()
+    direction = (s.sigma**2 - std**2).clamp(min=0).sqrt()
+    xs = q_sample(x0, s._replace(sigma=direction), eps)
+    if std > 0:
+        xs = xs + std.to(xs.dtype) * noise()
+    return SamplerState(xs, x0, s)
+
+
+SOLVERS: Dict[str, Callable[..., SamplerState]] = {"ddpm": ddpm_step, "ddim": ddim_step}
+
+
+def initial_state(noise: Tensor, level: NoiseLevel) -> SamplerState:
+    """Pure noise: N(0, 1) for a variance-preserving schedule, N(0, sigma_T^2) for alpha = 1."""
+    scale = level.sigma if level.alpha == 1 else torch.ones_like(level.sigma)
+    return SamplerState(noise * scale.to(noise.dtype), None, level)

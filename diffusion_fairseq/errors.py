@@ -1,0 +1,21 @@
+"""The one exception that a user's mistake raises, and how it is shown."""
+
+import sys
+
+
+class UserError(ValueError):
+    """Bad input or a bad option: a one-line message that says what is wrong, where, and what to do."""
+
+
+def show_user_errors_in_one_line() -> None:
+    """Make an uncaught UserError end the process with its message alone, exit status 1, no traceback."""
+    shown_before = sys.excepthook
+
+    def hook(kind, error, trace):
+        if issubclass(kind, UserError):
+            sys.stdout.flush()
+            sys.stderr.write(f"error: {error}\n")
+        else:
+            shown_before(kind, error, trace)
+
+    sys.excepthook = hook

@@ -1,0 +1,255 @@
+"""What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
+
+import math
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.models import BaseFairseqModel
+from torch import Tensor, nn
+
+from diffusion_fairseq.diffusion.process import q_sample, x0_from_eps
+from diffusion_fairseq.diffusion.schedules import build_schedule
+from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.config import LENGTH_MODELS, PARAMETERIZATIONS, DiffusionModelConfig
+from diffusion_fairseq.modules.attention import KeyValue
+from diffusion_fairseq.modules.self_conditioning import first_estimates
+
+SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
+
+
+class Encoded(NamedTuple):
+    """The encoded source: hidden (B, S, C) and mask (B, S), True where a token counts."""
+
+    hidden: Tensor
+    mask: Tensor
+
+
+class Memory(NamedTuple):
+    """What no diffusion step changes: each layer's cross-attention keys and values, and their mask."""
+
+    layers: Tuple[KeyValue, ...]
+    mask: Optional[Tensor]
+
+    def select(self, rows: Tensor) -> "Memory":
+        """The memory of some sources, by index (n,)."""
+        layers = tuple(KeyValue(layer.key[rows], layer.value[rows]) for layer in self.layers)
+        return Memory(layers, None if self.mask is None else self.mask[rows])
+
+
+class TrainingPass(NamedTuple):
+    """The parts from which a criterion computes its losses; L is the number of modelled target positions.
+
+    target (B, L) tokens; counts (B, L) bool, True at real tokens; modelled (B, L) bool, True at positions that are
+    generated (real tokens and modelled padding); embedded (B, L, D) clean embeddings; x0 (B, L, D) the noised
+    embeddings that start the diffusion; prediction and aim (B, L, D): the network's output and what it should be;
+    pred_x0 (B, L, D); rounding_logits (B, L, V) of x0; length_logits (B, max_target_positions + 1) or None.
+    """
+
+    target: Tensor
+    counts: Tensor
+    modelled: Tensor
+    embedded: Tensor
+    x0: Tensor
+    prediction: Tensor
+    aim: Tensor
+    pred_x0: Tensor
+    rounding_logits: Tensor
+    length_logits: Optional[Tensor]
+
+
+def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
+    if value not in known:
+        raise UserError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
+    return value
+
+
+class DiffusionModel(BaseFairseqModel):
+    """A denoiser of embeddings with its noise schedule.
+
+    Subclasses give `encode`, `memory`, `network` and, for predicted lengths, `length_logits`.
+
+    Args:
+        cfg: the model's options.
+        num_tokens: size of the target dictionary.
+        pad: index of padding.
+    Raises:
+        UserError: an option that gives no model.
+    """
+
+    def __init__(self, cfg: DiffusionModelConfig, num_tokens: int, pad: int):
+        super().__init__()
+        try:
+            self.schedule = build_schedule(cfg.noise_schedule, cfg.diffusion_timesteps, cfg.noise_gamma)
+        except ValueError as error:
+            raise UserError(f"--noise-schedule: {error}") from error
+        if cfg.latent_dim < 2 or cfg.latent_dim % 2:
+            raise UserError(f"--latent-dim must be even and positive, got {cfg.latent_dim}")
+        self.parameterization = _one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
+        self.length_model = _one_of("--length-model", cfg.length_model, LENGTH_MODELS)
+        self.self_conditioning = cfg.self_conditioning
+        self.length_margin = cfg.length_margin
+        self.max_source_positions = cfg.max_source_positions
+        self.max_target_positions = cfg.max_target_positions
+        self.pad = pad
+        self.embedding = nn.Embedding(num_tokens, cfg.latent_dim)
+        self.rounding_bias = nn.Parameter(torch.zeros(num_tokens))
+        # The longest target met in training; floating point, because EMA also averages buffers.
+        self.register_buffer("longest_target", torch.zeros(()))
+
+    def encode(self, src_tokens: Tensor) -> Encoded:
+        """Encode a source (B, S); once per sentence."""
+        raise NotImplementedError
+
+    def memory(self, encoded: Encoded) -> Memory:
+        """Each layer's cross-attention keys and values; once per sentence."""
+        raise NotImplementedError
+
+    def network(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor],
+                previous: Optional[Tensor]) -> Tensor:
+        """The network's output (N * B, L, D), in its own dtype."""
+        raise NotImplementedError
+
+    def length_logits(self, encoded: Encoded) -> Tensor:
+        """Scores (B, max_target_positions + 1) of the target's length, under --length-model predicted."""
+        raise NotImplementedError
+
+    def max_positions(self) -> Tuple[int, int]:
+        """Longest source and target, in tokens."""
+        return self.max_source_positions, self.max_target_positions
+
+    def to_x0(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The estimate of x0 that an output of the network implies."""
+        return output if self.parameterization == "x0" else x0_from_eps(xt, output, self.schedule.at(t))
+
+    def denoise(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor] = None,
+                previous: Optional[Tensor] = None) -> Tensor:
+        """Estimate x0, in float32, whatever the parameterisation and the dtype of the weights.
+
+        Args:
+            xt: (N * B, L, D); row b * N + n belongs to source b.
+            t: () or (N * B,) integer times.
+            memory: of B sources.
+            mask: (N * B, L) bool, True at positions that are generated; None: all.
+            previous: (N * B, L, D), the previous estimate; None at the first step.
+        """
+        return self.to_x0(self.network(xt, t, memory, mask, previous).float(), xt, t)
+
+    def round_logits(self, x: Tensor) -> Tensor:
+        """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
+        return F.linear(x.to(self.embedding.weight.dtype), self.embedding.weight, self.rounding_bias)
+
+    def timestep_sampler(self, name: str) -> UniformTimesteps:
+        """The training law of t; kept in the model, so that what it has learned is saved with the weights."""
+        sampler = TIMESTEP_SAMPLERS[_one_of("--timestep-sampler", name, tuple(TIMESTEP_SAMPLERS))]
+        if type(getattr(self, "timesteps", None)) is not sampler:
+            self.timesteps = sampler(self.schedule.num_timesteps).to(self.embedding.weight.device)
+        return self.timesteps
+
+    def modelled_target(self, target: Tensor) -> Tensor:
+        """Pad or cut a target (B, L) to the positions that are modelled."""
+        length = target.size(1)
+        if self.length_model == "fixed":
+            length = self.max_target_positions
+        elif self.length_model == "longest":
+            length = min(length + self.length_margin, self.max_target_positions)
+        if self.training:
+            self.longest_target.clamp_(min=length)
+        return F.pad(target, (0, length - target.size(1)), value=self.pad)
+
+    def forward(
+        self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
+        noise: Optional[Tensor] = None, generator: Optional[torch.Generator] = None,
+    ) -> TrainingPass:
+        """One training pass at the timesteps t (GENIE, eq. 8, 9 and 12).
+
+        Args:
+            src_tokens, target: (B, S) and (B, L') tokens.
+            t: (B,) int64.
+            start_noise, noise: (B, L, D), the noise of x0 and of xt; drawn where not given.
+        """
+        target = self.modelled_target(target)
+        counts = target != self.pad
+        modelled = counts if self.length_model == "predicted" else torch.ones_like(counts)
+        embedded = self.embedding(target).float()
+
+        def draw() -> Tensor:
+            return torch.randn(embedded.shape, generator=generator, device=embedded.device)
+
+        first = self.schedule.at(torch.zeros_like(t))
+        x0 = q_sample(embedded, first._replace(alpha=torch.ones_like(first.alpha)),
+                      draw() if start_noise is None else start_noise)
+        noise = draw() if noise is None else noise
+        xt = q_sample(x0, self.schedule.at(t), noise)
+
+        encoded = self.encode(src_tokens)
+        memory = self.memory(encoded)
+        mask = modelled if self.length_model == "predicted" else None
+        previous = None
+        if self.self_conditioning:
+            previous = first_estimates(
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows),
+                                          None if mask is None else mask[rows]),
+                xt.detach(), SELF_CONDITIONING_RATE, generator,
+            )
+        output = self.network(xt, t, memory, mask, previous).float()
+        return TrainingPass(
+            target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
+            prediction=output, aim=x0 if self.parameterization == "x0" else noise,
+            pred_x0=self.to_x0(output, xt, t), rounding_logits=self.round_logits(x0),
+            length_logits=self.length_logits(encoded) if self.length_model == "predicted" else None,
+        )
+
+    def generation_lengths(self, limits: Tensor) -> Tensor:
+        """How many positions to generate where padding is modelled, at most `limits` (B,)."""
+        trained = self.max_target_positions
+        if self.length_model == "longest":
+            trained = max(1, math.ceil(self.longest_target.item()))
+        return limits.clamp(max=trained)
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
+        """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none."""
+        prefix = name + "." if name else ""
+        learned = {key for key in state_dict if key.startswith(prefix + "timesteps.")}
+        if learned and not hasattr(self, "timesteps"):
+            self.timestep_sampler("loss-second-moment")
+        if not learned and hasattr(self, "timesteps"):
+            for key, value in self.timesteps.state_dict().items():
+                state_dict[prefix + "timesteps." + key] = value
+        super().upgrade_state_dict_named(state_dict, name)
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq's; what a checkpoint holds is checked first.
+
+        Raises:
+            UserError: weights that are not finite, or of a dictionary of another size.
+        """
+        if strict:
+            self._check_weights(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+
+    def _check_weights(self, state_dict: Dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        for key in ("embedding.weight", "encoder.tokens.weight"):
+            if key in own and key in state_dict and len(own[key]) != len(state_dict[key]):
+                raise UserError(f"the checkpoint was trained with a dictionary of {len(state_dict[key])} types, the "
+                                f"data folder's has {len(own[key])} ({key}): use the data it was trained with")
+        broken = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise UserError(f"the checkpoint's weights are not finite ({broken[0]}{more}): training diverged; take "
+                            "an earlier checkpoint")
+
+    @classmethod
+    def check_task(cls, task) -> None:
+        """Refuse a task that cannot serve a diffusion model.
+
+        Raises:
+            UserError: naming the task to use.
+        """
+        if not getattr(task, "serves_diffusion", False):
+            raise UserError(
+                f"{cls.__name__} is a diffusion model and cannot run under the task of class "
+                f"{type(task).__name__}: pass --task seq2seq_diffusion"
+            )

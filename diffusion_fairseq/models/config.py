@@ -1,0 +1,79 @@
+"""What the weights depend on: saved in the checkpoint, never given again at generation."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II
+
+from diffusion_fairseq.diffusion.schedules import BETAS
+
+PARAMETERIZATIONS = ("x0", "noise")
+LENGTH_MODELS = ("fixed", "longest", "predicted")
+
+
+@dataclass
+class DiffusionModelConfig(FairseqDataclass):
+    """Options of every diffusion model."""
+
+    latent_dim: int = field(
+        default=128,
+        metadata={"help": "width of the token embeddings that are noised; even. Smaller for small vocabularies"},
+    )
+    diffusion_timesteps: int = field(
+        default=2000,
+        metadata={"help": "T: levels of the noise schedule in training. Generation may take any smaller number of "
+                          "steps (--diffusion-steps)"},
+    )
+    noise_schedule: str = field(
+        default="sqrt",
+        metadata={"help": f"noise as a function of time: {', '.join(BETAS)}"},
+    )
+    noise_gamma: Optional[float] = field(
+        default=None,
+        metadata={"help": "scale of the betas of linear, trunc_lin and pw_lin; default 1000 / T, as published"},
+    )
+    parameterization: str = field(
+        default="x0",
+        metadata={"help": "what the network predicts: x0 (the released GENIE) or noise (GENIE's eq. 4 and 10)"},
+    )
+    self_conditioning: bool = field(
+        default=False,
+        metadata={"help": "feed the network its previous estimate of x0; better text for about a sixth more "
+                          "training time, nothing more per generation step"},
+    )
+    length_model: str = field(
+        default="fixed",
+        metadata={"help": "how the model knows the target's length: fixed (padding up to --max-target-positions is "
+                          "generated like words, GENIE's way), longest (the same up to the batch's longest target "
+                          "and --length-margin: cheaper for short targets), predicted (a length head, no padding)"},
+    )
+    length_margin: int = field(
+        default=4,
+        metadata={"help": "padding positions beyond the batch's longest target under --length-model longest"},
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+@dataclass
+class GenieConfig(DiffusionModelConfig):
+    """Sizes of a GENIE: bidirectional encoder and cross-attending denoiser."""
+
+    model_dim: int = field(default=768, metadata={"help": "width of encoder and denoiser"})
+    ffn_dim: int = field(default=3072, metadata={"help": "width of the feed-forward layers"})
+    attention_heads: int = field(default=12, metadata={"help": "attention heads; must divide --model-dim"})
+    encoder_layers: int = field(default=6, metadata={"help": "layers of the source encoder"})
+    denoiser_layers: int = field(default=6, metadata={"help": "layers of the denoiser"})
+    time_dim: int = field(default=128, metadata={"help": "width of the sinusoidal time features; even"})
+    encoder_normalize_before: bool = field(
+        default=False,
+        metadata={"help": "layer norm before each encoder sub-layer: trains from scratch with a short warm-up. "
+                          "The published encoder (BERT) has it after"},
+    )
+    attend_source_padding: bool = field(
+        default=False,
+        metadata={"help": "let the denoiser attend to source padding, as the published code does: the text then "
+                          "depends on the batch. Only for comparison with it"},
+    )

@@ -1,0 +1,139 @@
+"""GENIE: a bidirectional encoder and a cross-attending denoiser of target embeddings (Lin et al., 2022)."""
+
+from typing import Any, Dict, Optional
+
+import torch
+from fairseq.models import register_model, register_model_architecture
+from torch import Tensor, nn
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.base import DiffusionModel, Encoded, Memory
+from diffusion_fairseq.models.config import GenieConfig
+from diffusion_fairseq.models.presets import GENIE
+from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer
+from diffusion_fairseq.modules.length_predictor import LengthPredictor
+from diffusion_fairseq.modules.self_conditioning import with_previous
+from diffusion_fairseq.modules.time_embedding import TimeEmbedding
+
+INIT_STD = 0.02  # Devlin et al. (2019)
+TIME_SCALE = 1000  # the published network sees t * 1000 / T, whatever T is
+
+
+class SourceEncoder(nn.Module):
+    """BERT's encoder without its pooler and token types.
+
+    Args:
+        cfg: sizes.
+        num_tokens: size of the source dictionary.
+        pad: index of padding.
+    """
+
+    def __init__(self, cfg: GenieConfig, num_tokens: int, pad: int):
+        super().__init__()
+        self.pad = pad
+        self.tokens = nn.Embedding(num_tokens, cfg.model_dim)
+        self.positions = nn.Embedding(cfg.max_source_positions, cfg.model_dim)
+        self.norm = nn.LayerNorm(cfg.model_dim, eps=BERT_LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(cfg.model_dim, cfg.attention_heads, cfg.ffn_dim, cfg.dropout, cfg.encoder_normalize_before)
+            for _ in range(cfg.encoder_layers)
+        )
+        self.final_norm = (
+            nn.LayerNorm(cfg.model_dim, eps=BERT_LAYER_NORM_EPS) if cfg.encoder_normalize_before else nn.Identity()
+        )
+        self.apply(_init_bert)
+
+    def forward(self, src_tokens: Tensor) -> Encoded:
+        """src_tokens (B, S), padded on either side: positions count from the first real token."""
+        mask = src_tokens != self.pad
+        first = mask.int().argmax(dim=1, keepdim=True)
+        positions = (torch.arange(src_tokens.size(1), device=src_tokens.device) - first).clamp(min=0)
+        x = self.dropout(self.norm(self.tokens(src_tokens) + self.positions(positions)))
+        for layer in self.layers:
+            x = layer(x, mask)
+        return Encoded(self.final_norm(x), mask)
+
+
+def _init_bert(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@register_model("genie", dataclass=GenieConfig)
+class GenieModel(DiffusionModel):
+    """GENIE (seed sizes: --arch genie_base).
+
+    Args:
+        cfg: options.
+        num_source_tokens, num_tokens: sizes of the source and target dictionaries.
+        pad: index of padding in both.
+    """
+
+    def __init__(self, cfg: GenieConfig, num_source_tokens: int, num_tokens: int, pad: int):
+        super().__init__(cfg, num_tokens, pad)
+        if cfg.model_dim % cfg.attention_heads:
+            raise UserError(
+                f"--model-dim {cfg.model_dim} must be a multiple of --attention-heads {cfg.attention_heads}"
+            )
+        dim = cfg.model_dim
+        self.attend_source_padding = cfg.attend_source_padding
+        self.encoder = SourceEncoder(cfg, num_source_tokens, pad)
+        self.time_embedding = TimeEmbedding(cfg.time_dim, dim)
+        self.up_projection = nn.Sequential(
+            nn.Linear(cfg.latent_dim * (2 if cfg.self_conditioning else 1), dim), nn.Tanh(), nn.Linear(dim, dim)
+        )
+        self.positions = nn.Embedding(cfg.max_target_positions, dim)
+        nn.init.normal_(self.positions.weight, std=INIT_STD)
+        self.norm = nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(
+            DenoiserLayer(dim, cfg.attention_heads, cfg.ffn_dim, dim, cfg.dropout)
+            for _ in range(cfg.denoiser_layers)
+        )
+        self.down_projection = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, cfg.latent_dim))
+        if self.length_model == "predicted":
+            self.length_predictor = LengthPredictor(dim, cfg.max_target_positions)
+
+    @classmethod
+    def build_model(cls, cfg: GenieConfig, task) -> "GenieModel":
+        cls.check_task(task)
+        return cls(cfg, len(task.source_dictionary), len(task.target_dictionary), task.target_dictionary.pad())
+
+    def encode(self, src_tokens: Tensor) -> Encoded:
+        return self.encoder(src_tokens)
+
+    def memory(self, encoded: Encoded) -> Memory:
+        layers = tuple(layer.cross_attention.memory(encoded.hidden) for layer in self.layers)
+        return Memory(layers, None if self.attend_source_padding else encoded.mask)
+
+    def network(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor],
+                previous: Optional[Tensor]) -> Tensor:
+        xt = xt.to(self.embedding.weight.dtype)
+        if self.self_conditioning:
+            xt = with_previous(xt, previous)
+        time = self.time_embedding(t.reshape(-1).float() * (TIME_SCALE / self.schedule.num_timesteps))
+        positions = self.positions.weight[: xt.size(1)]
+        x = self.dropout(self.norm(self.up_projection(xt) + positions + time[:, None]))
+        for layer, layer_memory in zip(self.layers, memory.layers):
+            x = layer(x, layer_memory, mask, memory.mask)
+        return self.down_projection(x)
+
+    def length_logits(self, encoded: Encoded) -> Tensor:
+        return self.length_predictor(encoded.hidden, encoded.mask)
+
+
+def _register(arch: str, preset: Dict[str, Any]) -> None:
+    @register_model_architecture("genie", arch)
+    def apply_preset(args) -> None:
+        """Fill in what the command line left open."""
+        for name, value in preset.items():
+            if not hasattr(args, name):
+                setattr(args, name, value)
+
+
+for _arch, _preset in GENIE.items():
+    _register(_arch, _preset)
+

@@ -1,0 +1,1 @@
+"""Network parts: nn.Modules on torch alone, no fairseq."""

@@ -1,0 +1,30 @@
+"""Self-conditioning: the network sees its previous estimate of x_0 (Chen et al., 2023, Analog Bits)."""
+
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor
+
+
+def with_previous(x: Tensor, previous: Optional[Tensor]) -> Tensor:
+    """Put the previous estimate (or zeros, where there is none yet) beside x: (B, L, D) -> (B, L, 2 D)."""
+    return torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x.dtype)], dim=-1)
+
+
+def first_estimates(
+    estimate: Callable[[Tensor], Tensor], xt: Tensor, rate: float, generator: Optional[torch.Generator] = None
+) -> Tensor:
+    """What training feeds as the previous estimate: for a share `rate` of the examples the network's own first
+    estimate without gradient, for the others zeros.
+
+    Args:
+        estimate: row indices (n,) -> estimates of x_0 (n, L, D); called for the chosen rows alone.
+        xt: (B, L, D).
+    """
+    chosen = torch.rand(len(xt), generator=generator, device=xt.device) < rate
+    previous = torch.zeros_like(xt)
+    rows = chosen.nonzero().squeeze(1)
+    if len(rows):
+        with torch.no_grad():
+            previous[rows] = estimate(rows).to(xt.dtype)
+    return previous

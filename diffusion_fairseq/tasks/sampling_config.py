@@ -1,0 +1,70 @@
+"""Options of generation: given at generation, never saved with the weights."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from omegaconf import II
+
+from diffusion_fairseq.diffusion.solvers import SOLVERS, VARIANCES
+from diffusion_fairseq.errors import UserError
+
+DEFAULT_STEPS = 50
+
+
+@dataclass
+class SamplingConfig:
+    """How text is drawn from a trained model."""
+
+    diffusion_steps: Optional[int] = field(
+        default=None,
+        metadata={"help": "reverse steps at generation, 1 .. T: a strided subset of the trained levels. More steps, "
+                          f"slower and a little better; default {DEFAULT_STEPS} (or T, if that is smaller)"},
+    )
+    solver: str = field(
+        default="ddpm",
+        metadata={"help": f"rule of a reverse step: {', '.join(SOLVERS)} (ddpm: ancestral; ddim: see --ddim-eta)"},
+    )
+    ddpm_variance: str = field(
+        default="posterior",
+        metadata={"help": f"noise of a ddpm step: {', '.join(VARIANCES)} (beta: the larger one, as published)"},
+    )
+    ddim_eta: float = field(
+        default=0.0, metadata={"help": "noise of a ddim step: 0 deterministic, 1 as much as ddpm"}
+    )
+    clamping: bool = field(
+        default=False,
+        metadata={"help": "replace each estimate of x0 by the nearest token embeddings (the clamping trick)"},
+    )
+    clamping_from: int = field(
+        default=0,
+        metadata={"help": "first step at which --clamping acts, counted from 0 (the noisiest); early estimates are "
+                          "poor, and clamping them commits to wrong words"},
+    )
+    candidates: int = field(
+        default=1,
+        metadata={"help": "Gaussian samples per source; they share one encoding. --nbest prints the best by score"},
+    )
+    length_beam: int = field(
+        default=1,
+        metadata={"help": "likeliest target lengths tried for each candidate (--length-model predicted)"},
+    )
+    seed: int = II("common.seed")
+
+
+def check_sampling(cfg: SamplingConfig) -> None:
+    """Refuse numbers that no model can serve.
+
+    Raises:
+        UserError: naming the option and its range.
+    """
+    if cfg.solver not in SOLVERS:
+        raise UserError(f"--solver {cfg.solver!r} is unknown: choose one of {', '.join(SOLVERS)}")
+    if cfg.ddpm_variance not in VARIANCES:
+        raise UserError(f"--ddpm-variance {cfg.ddpm_variance!r} is unknown: choose {', '.join(VARIANCES)}")
+    at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
+                "--length-beam": (cfg.length_beam, 1), "--clamping-from": (cfg.clamping_from, 0)}
+    for option, (value, least) in at_least.items():
+        if value is not None and value < least:
+            raise UserError(f"{option} must be at least {least}, got {value}")
+    if not 0 <= cfg.ddim_eta <= 1:
+        raise UserError(f"--ddim-eta must be from 0 to 1, got {cfg.ddim_eta}")

@@ -1,0 +1,188 @@
+"""Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, List
+
+from fairseq import utils
+from fairseq.data import Dictionary, LanguagePairDataset, data_utils
+from fairseq.logging import metrics
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask, load_langpair_dataset
+from sacrebleu.metrics import BLEU
+
+from diffusion_fairseq.data.cut_dataset import CutDataset
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.generator import DiffusionGenerator
+from diffusion_fairseq.models.base import DiffusionModel
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig, check_sampling
+
+logger = logging.getLogger(__name__)
+
+# Share of a dictionary's words that may be missing from a sentencepiece model: rare characters outside its alphabet.
+UNKNOWN_PIECES = 0.1
+# What validation with --eval-bleu sums over batches and workers.
+BLEU_COUNTS = [f"_bleu_counts_{n}" for n in range(EVAL_BLEU_ORDER)]
+BLEU_TOTALS = [f"_bleu_totals_{n}" for n in range(EVAL_BLEU_ORDER)]
+BLEU_LENGTHS = ["_bleu_sys_len", "_bleu_ref_len"]
+
+
+@dataclass
+class Seq2SeqDiffusionConfig(SamplingConfig, TranslationConfig):
+    """fairseq's translation data, cut to the model's positions; and the sampling options."""
+
+    left_pad_source: bool = field(default=False, metadata={"help": "pad the source on the left"})
+    max_source_positions: int = field(
+        default=512, metadata={"help": "longest source in tokens; longer ones are cut, with a warning"}
+    )
+    max_target_positions: int = field(
+        default=64, metadata={"help": "longest target in tokens; longer ones are cut, with a warning"}
+    )
+
+
+@register_task("seq2seq_diffusion", dataclass=Seq2SeqDiffusionConfig)
+class Seq2SeqDiffusionTask(TranslationTask):
+    """Train, validate and generate with a diffusion model on pairs that fairseq-preprocess has binarised."""
+
+    cfg: Seq2SeqDiffusionConfig
+    serves_diffusion = True
+
+    @classmethod
+    def setup_task(cls, cfg: Seq2SeqDiffusionConfig, **kwargs):
+        """Load the dictionaries.
+
+        Raises:
+            UserError: no data, no dictionary, or a sampling option out of range.
+        """
+        check_sampling(cfg)
+        for name in ("max_source_positions", "max_target_positions"):
+            if cfg[name] < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {cfg[name]}")
+        folder = utils.split_paths(cfg.data)[0]
+        if not os.path.isdir(folder):
+            raise UserError(f"no such data folder: {folder}; make it with fairseq-preprocess")
+        if cfg.source_lang is None or cfg.target_lang is None:
+            cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
+        if cfg.source_lang is None or cfg.target_lang is None:
+            raise UserError(f"{folder} holds no pair of languages: give --source-lang and --target-lang, or binarise "
+                            "the data with fairseq-preprocess")
+        return super().setup_task(cfg, **kwargs)
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Dictionary:
+        """Load a dictionary.
+
+        Raises:
+            UserError: the file is missing or is no dictionary.
+        """
+        if not os.path.isfile(filename):
+            raise UserError(f"no dictionary {filename}: run fairseq-preprocess, or copy the dictionary the model was "
+                            "trained with to that place")
+        try:
+            return super().load_dictionary(filename)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{filename} is no fairseq dictionary ('word count' lines): {error}") from error
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+        """Load a split, its sources and targets cut to the longest that fit."""
+        cfg = self.cfg
+        paths = utils.split_paths(cfg.data)
+        path = paths[(epoch - 1) % len(paths)] if split == cfg.train_subset else paths[0]
+        try:
+            pairs = load_langpair_dataset(
+                path, split, cfg.source_lang, self.src_dict, cfg.target_lang, self.tgt_dict, combine=combine,
+                dataset_impl=cfg.dataset_impl, upsample_primary=cfg.upsample_primary, left_pad_source=False,
+                left_pad_target=False, max_source_positions=cfg.max_source_positions,
+                max_target_positions=cfg.max_target_positions,
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"{path} holds no {split}.{cfg.source_lang}-{cfg.target_lang}: binarise that split with "
+                            f"fairseq-preprocess, or choose another one ({error})") from error
+        self.datasets[split] = self._cut(pairs, split, num_buckets=cfg.num_batch_buckets, shuffle=split != "test")
+
+    def _cut(self, pairs: LanguagePairDataset, name: str, **options) -> LanguagePairDataset:
+        cfg = self.cfg
+        src = CutDataset(pairs.src, pairs.src_sizes, cfg.max_source_positions)
+        tgt = pairs.tgt and CutDataset(pairs.tgt, pairs.tgt_sizes, cfg.max_target_positions)
+        for side, data, option in (("sources", src, "source"), ("targets", tgt, "target")):
+            if data is not None and data.num_cut:
+                logger.warning(f"{name}: {data.num_cut} of {len(data)} {side} cut to {data.max_length} tokens "
+                               f"(--max-{option}-positions)")
+        return LanguagePairDataset(
+            src, src.sizes, self.src_dict, tgt, None if tgt is None else tgt.sizes, self.tgt_dict,
+            left_pad_source=cfg.left_pad_source, left_pad_target=False, input_feeding=False,
+            constraints=pairs.constraints, pad_to_multiple=cfg.required_seq_len_multiple, **options,
+        )
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> LanguagePairDataset:
+        """Sources alone, cut, for fairseq-interactive."""
+        pairs = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
+        return self._cut(pairs, "input", shuffle=False)
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Build a diffusion model; this task cuts its data to what the model takes.
+
+        Raises:
+            UserError: cfg names a model of another kind.
+        """
+        arch = cfg.get("_name") or cfg.get("arch")
+        if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), DiffusionModel):
+            known = sorted(a for a, m in ARCH_MODEL_REGISTRY.items() if issubclass(m, DiffusionModel))
+            where = "the checkpoint holds" if from_checkpoint else "--arch names"
+            raise UserError(f"{where} a model of architecture {arch!r}, which task seq2seq_diffusion does not serve: "
+                            f"it takes {', '.join(known)}")
+        model = super().build_model(cfg, from_checkpoint)
+        longest_source, longest_target = model.max_positions()
+        self.cfg.max_source_positions = min(self.cfg.max_source_positions, longest_source)
+        self.cfg.max_target_positions = min(self.cfg.max_target_positions, longest_target)
+        return model
+
+    def build_generator(self, models, args, **unused) -> DiffusionGenerator:
+        """The generator of one model; args are fairseq's generation options.
+
+        Raises:
+            UserError: more than one model, or options that the model cannot serve.
+        """
+        if len(models) != 1:
+            raise UserError("--path names several models: every diffusion model has its own latent space, so they "
+                            "cannot be averaged; give one")
+        return DiffusionGenerator(
+            models[0], self.tgt_dict, self.cfg, nbest=getattr(args, "nbest", 1),
+            max_len_a=getattr(args, "max_len_a", 0.0), max_len_b=getattr(args, "max_len_b", 200),
+            retain_history=getattr(args, "retain_iter_history", False),
+        )
+
+    def build_bpe(self, args):
+        """The subword encoder, refused where it cannot have made the dictionary.
+
+        Raises:
+            UserError: the sentencepiece model does not fit the source dictionary.
+        """
+        bpe = super().build_bpe(args)
+        if hasattr(bpe, "sp"):
+            words = [w for w in self.src_dict.symbols[self.src_dict.nspecial:] if not w.startswith("madeupword")]
+            missing = sum(bpe.sp.PieceToId(word) == bpe.sp.unk_id() for word in words)
+            if words and missing / len(words) > UNKNOWN_PIECES:
+                raise UserError(f"the sentencepiece model {args.sentencepiece_model} lacks {missing} of the "
+                                f"{len(words)} words of the source dictionary: give the one the data was made with")
+        return bpe
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion) -> None:
+        """Log the criterion's terms and, with --eval-bleu, BLEU: as plain numbers, which any checkpoint may hold."""
+        FairseqTask.reduce_metrics(self, logging_outputs, criterion)
+        if not any(BLEU_TOTALS[0] in log for log in logging_outputs):
+            return
+        for key in BLEU_COUNTS + BLEU_TOTALS + BLEU_LENGTHS:
+            metrics.log_scalar(key, float(sum(log.get(key, 0) for log in logging_outputs)))
+        metrics.log_derived("bleu", _bleu_of_sums)
+
+
+def _bleu_of_sums(meters) -> float:
+    sums = {key: int(meters[key].sum) for key in BLEU_COUNTS + BLEU_TOTALS + BLEU_LENGTHS}
+    bleu = BLEU.compute_bleu(
+        correct=[sums[key] for key in BLEU_COUNTS], total=[sums[key] for key in BLEU_TOTALS],
+        sys_len=sums["_bleu_sys_len"], ref_len=sums["_bleu_ref_len"], smooth_method="exp",
+    )
+    return round(bleu.score, 2)

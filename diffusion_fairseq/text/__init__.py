@@ -1,0 +1,1 @@
+"""What ties continuous latents to tokens: rounding, clamping, lengths. torch only, no fairseq."""

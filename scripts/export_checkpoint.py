@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Turn training checkpoints into one that only decodes: the EMA weights of one, or the average of several.
+
+    python scripts/export_checkpoint.py --ema checkpoint_last.pt --output ema.pt
+    python scripts/export_checkpoint.py --average checkpoint8.pt checkpoint9.pt --output average.pt
+
+The result is an ordinary fairseq checkpoint in float32 with the settings of its (last) input, without the
+optimizer's state. Inputs are loaded as weights and settings only: a file that holds code is refused.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from diffusion_fairseq import compat
+from diffusion_fairseq.errors import UserError, show_user_errors_in_one_line
+
+EMA_KEYS = ("ema_fp32_params", "ema")  # the more exact one first
+TRAINING_ONLY = {*EMA_KEYS, "metrics"}
+
+
+def load(path: str) -> dict:
+    """A fairseq checkpoint on the CPU; UserError where there is none or its pickle holds more than data."""
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(path)
+        return {**state, "model": dict(state["model"])}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds {named[1]}, not only weights and settings" if named else "not a checkpoint"
+        raise UserError(f"{path}: refused: {what}") from None
+    except (EOFError, KeyError, TypeError, RuntimeError):
+        raise UserError(f"{path}: not a fairseq checkpoint") from None
+
+
+def check_same_tensors(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: tuple[str, str]
+) -> None:
+    """Raises UserError that lists the keys only one has and the shapes that differ."""
+    shapes = [
+        f"{key} {tuple(first[key].shape)} against {tuple(second[key].shape)}"
+        for key in first
+        if key in second and first[key].shape != second[key].shape
+    ]
+    problems = {
+        f"only {names[0]} has": [key for key in first if key not in second],
+        f"only {names[1]} has": [key for key in second if key not in first],
+        "different shapes:": shapes,
+    }
+    found = [f"{what} {listed(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise UserError(f"{names[0]} and {names[1]} do not fit: {'; '.join(found)}")
+
+
+def listed(keys: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def ema_weights(state: dict, path: str) -> dict[str, Tensor]:
+    weights = next((state["extra_state"][key] for key in EMA_KEYS if state["extra_state"].get(key)), None)
+    if weights is None:
+        raise UserError(f"{path}: holds no EMA weights; they are kept when training with --store-ema")
+    check_same_tensors(state["model"], weights, (path, "its EMA"))
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+
+
+def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
+    """The last checkpoint, and the mean of all weights; tensors of integers are the last one's."""
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        state = load(path)
+        weights = state["model"]
+        check_same_tensors(sums or weights, weights, (paths[0], path))
+        for key, tensor in weights.items():
+            is_float = tensor.is_floating_point()
+            sums[key] = tensor.double() + sums.get(key, 0.0) if is_float else tensor
+    return state, {key: (t / len(paths)).float() if t.is_floating_point() else t for key, t in sums.items()}
+
+
+def decoding_checkpoint(state: dict, weights: dict[str, Tensor]) -> dict:
+    """`state` with these weights, without what only continued training needs, in plain containers."""
+    exported = {key: value for key, value in state.items() if key != "last_optimizer_state"}
+    exported["model"] = weights
+    exported["extra_state"] = {k: v for k, v in state["extra_state"].items() if k not in TRAINING_ONLY}
+    if OmegaConf.is_config(state.get("cfg")):
+        exported["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+    return exported
+
+
+def write(state: dict, path: str) -> None:
+    """All or nothing: a reader never sees half a file."""
+    partial = f"{path}.tmp"
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        Path(partial).unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ema", metavar="FILE", help="export the EMA weights of this checkpoint")
+    what.add_argument("--average", nargs="+", metavar="FILE", help="export the mean of these checkpoints")
+    parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write")
+    args = parser.parse_args(arguments)
+    inputs = [args.ema] if args.ema else args.average
+    if any(os.path.exists(args.output) and os.path.samefile(args.output, path) for path in inputs):
+        raise UserError(f"--output {args.output} is an input, and would lose its optimizer state")
+    if args.ema:
+        state = load(args.ema)
+        weights = ema_weights(state, args.ema)
+    else:
+        state, weights = averaged_weights(args.average)
+    write(decoding_checkpoint(state, weights), args.output)
+    kind = "EMA" if args.ema else f"average of {len(inputs)}"
+    updates = state["optimizer_history"][-1]["num_updates"]
+    print(f"{args.output}: {kind}, {sum(t.numel() for t in weights.values()):,} weights, update {updates}")
+
+
+if __name__ == "__main__":
+    show_user_errors_in_one_line()
+    compat.apply()
+    main()

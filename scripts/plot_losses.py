@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Plot every loss term of a training over its updates, one panel a term.
+
+    fairseq-train ... --log-format json --log-file train.log
+    python scripts/plot_losses.py train.log --output losses.png
+
+Reads the JSON records in fairseq's log (train_inner, or train where there is none, and the validation
+subsets) and passes over all other lines. Several logs are read in the order given, as parts of one training;
+what a resumed run repeats replaces what it repeats. A term that is positive throughout gets a log axis.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# what fairseq logs beside the loss terms
+BOOKKEEPING = {
+    "bsz", "clip", "cuda_gb_allocated", "cuda_gb_free", "cuda_gb_reserved", "ema_decay", "epoch", "gb_free",
+    "gb_total", "gnorm", "loss_scale", "lr", "num_updates", "ppl", "train_wall", "ups", "update", "wall",
+    "wpb", "wps",
+}  # fmt: skip
+COUNTER = "num_updates"
+COLOURS = {"train": "#1f6fb4", "valid": "#d9541e"}
+MORE_COLOURS = ("#2a8a4a", "#7b4ea3", "#8c6d1f", "#444444")
+SMOOTH_ABOVE = 150
+Series = dict[str, dict[str, list[tuple[int, float]]]]
+
+
+def json_records(path: str) -> Iterator[dict]:
+    """The JSON objects that end the lines of a log, whatever stands before them."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}") from None
+    for line in lines:
+        start = line.find("{")
+        if start < 0:
+            continue
+        try:
+            record = json.loads(line[start:])
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def read_series(paths: Sequence[str]) -> Series:
+    """{term: {curve: [(update, value), ...]}}; a value that is not a finite number is left out."""
+    series: Series = {}
+    for path in paths:
+        for record in json_records(path):
+            # train_inner records name their keys barely; the others put their subset before each
+            counters = [key for key in record if key == COUNTER or key.endswith("_" + COUNTER)]
+            if counters:
+                add_record(series, record, prefix=counters[0].removesuffix(COUNTER))
+    for curves in series.values():
+        if "train_inner" in curves:
+            curves.pop("train", None)
+            curves["train"] = curves.pop("train_inner")
+    return series
+
+
+def add_record(series: Series, record: dict, prefix: str) -> None:
+    update = as_number(record[prefix + COUNTER])
+    for key, text in record.items():
+        term, value = key.removeprefix(prefix), as_number(text)
+        if not key.startswith(prefix) or term in BOOKKEEPING or term.startswith("best_"):
+            continue
+        if math.isfinite(update) and math.isfinite(value):
+            curve = series.setdefault(term, {}).setdefault(prefix.rstrip("_") or "train_inner", [])
+            while curve and curve[-1][0] >= update:
+                curve.pop()
+            curve.append((int(update), value))
+
+
+def as_number(value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def choose_terms(series: Series, wanted: str | None) -> list[str]:
+    """Those in the comma-separated list, or all: the total loss first, the others as they came."""
+    if wanted is None:
+        return sorted(series, key=lambda term: term != "loss")
+    terms = [term.strip() for term in wanted.split(",") if term.strip()]
+    unknown = [term for term in terms if term not in series]
+    if unknown or not terms:
+        missing = ", ".join(unknown) or "name given"
+        raise SystemExit(f"error: --terms: no {missing}; the log has {', '.join(series)}")
+    return terms
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean over `window` neighbours of each value, fewer at the ends."""
+    before, after = window // 2, window - window // 2
+    spans = [values[max(0, i - before) : i + after] for i in range(len(values))]
+    return [sum(span) / len(span) for span in spans]
+
+
+def draw_curve(axes, name: str, points: list[tuple[int, float]], colour: str) -> None:
+    updates, values = zip(*points, strict=True)
+    if name != "train":
+        axes.plot(updates, values, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=name)
+    elif len(points) > SMOOTH_ABOVE:
+        axes.plot(updates, values, color=colour, linewidth=0.7, alpha=0.3)
+        smooth = running_mean(values, window=len(points) // 40)
+        axes.plot(updates, smooth, color=colour, linewidth=1.6, label=f"{name} (running mean)")
+    else:
+        axes.plot(updates, values, color=colour, linewidth=1.4, label=name)
+
+
+def draw_panel(axes, term: str, curves: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    for name, points in sorted(curves.items()):
+        draw_curve(axes, name, points, colours[name])
+    values = [value for points in curves.values() for _, value in points]
+    axes.set_title(term, loc="left", fontweight="bold", fontsize=11)
+    axes.set_xlabel("update")
+    axes.set_ylabel(term)
+    axes.grid(True, linewidth=0.5, alpha=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if min(values) > 0:
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{term} (log scale)")
+        decades = math.log10(max(values) / min(values))
+        # within two decades, ticks at powers of ten alone would leave one number on the axis or none
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+        if decades < 0.7:
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw(series: Series, terms: Sequence[str], title: str):
+    """The matplotlib Figure."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("error: plots need matplotlib: pip install matplotlib") from None
+    others = {name for term in terms for name in series[term]} - COLOURS.keys()
+    colours = {**COLOURS, **dict(zip(sorted(others), itertools.cycle(MORE_COLOURS)))}
+    columns = min(len(terms), 3 if len(terms) != 4 else 2)
+    rows = math.ceil(len(terms) / columns)
+    figure = Figure(figsize=(max(5.5, 4.3 * columns), 3.1 * rows + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, term in zip(panels, terms, strict=False):
+        draw_panel(axes, term, series[term], colours)
+    for axes in panels[len(terms) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="log written with --log-format json")
+    parser.add_argument("--output", default="losses.png", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--terms", metavar="A,B", help="only these terms, in this order (default: all)")
+    parser.add_argument("--title", help="(default: the name of the first log)")
+    args = parser.parse_args(arguments)
+    series = read_series(args.logs)
+    if not series:
+        raise SystemExit(f"error: {', '.join(args.logs)}: no loss in JSON; train with --log-format json")
+    terms = choose_terms(series, args.terms)
+    figure = draw(series, terms, args.title or f"Training losses: {Path(args.logs[0]).name}")
+    try:
+        figure.savefig(args.output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {args.output}: {error}") from None
+    print(f"{args.output}: {', '.join(terms)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What several test files need: tiny models, an oracle denoiser, and fairseq commands as processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from fairseq.data import Dictionary
+from omegaconf import OmegaConf
+
+import diffusion_fairseq
+from diffusion_fairseq.models.config import GenieConfig
+from diffusion_fairseq.models.genie import GenieModel
+from diffusion_fairseq.models.presets import GENIE
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+
+PACKAGE = Path(diffusion_fairseq.__file__).parent
+REPOSITORY = PACKAGE.parent
+
+
+def make_dictionary(words: int = 40) -> Dictionary:
+    dictionary = Dictionary()
+    for i in range(words):
+        dictionary.add_symbol(f"w{i}")
+    return dictionary
+
+
+def make_genie(dictionary: Dictionary, seed: int = 0, **options) -> GenieModel:
+    """A tiny GENIE with random weights, in evaluation mode, without dropout unless asked for."""
+    torch.manual_seed(seed)
+    sizes = dict(GENIE["genie_tiny"], dropout=0.0, max_source_positions=32, max_target_positions=24)
+    cfg = OmegaConf.structured(GenieConfig(**{**sizes, **options}))
+    model = GenieModel(cfg, len(dictionary), len(dictionary), dictionary.pad())
+    model.eval()
+    return model
+
+
+def make_sampling(**options) -> SamplingConfig:
+    return SamplingConfig(**{"seed": 1, **options})
+
+
+def make_sample(dictionary: Dictionary, lengths, seed: int = 0, width: int = 0):
+    """Sources of the given lengths (their eos included), padded on the right to at least `width`."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.cat([torch.randint(dictionary.nspecial, len(dictionary), (n - 1,), generator=generator),
+                       torch.tensor([dictionary.eos()])]) for n in lengths]
+    width = max(width, max(lengths))
+    tokens = torch.full((len(rows), width), dictionary.pad())
+    for row, values in zip(tokens, rows):
+        row[: len(values)] = values
+    return {"id": torch.arange(len(rows)), "nsentences": len(rows), "ntokens": sum(lengths), "target": tokens,
+            "net_input": {"src_tokens": tokens, "src_lengths": torch.tensor(lengths)}}
+
+
+def make_task(dictionary: Dictionary) -> SimpleNamespace:
+    return SimpleNamespace(target_dictionary=dictionary, source_dictionary=dictionary, serves_diffusion=True)
+
+
+def run_module(command: str, *arguments, cwd=None, stdin=None, check=True, plugin=True, env=None):
+    """Run `python -m fairseq_cli.<command>` with the plugin; returns the completed process, its text captured."""
+    module = [sys.executable, "-m", f"fairseq_cli.{command}"]
+    user_dir = ["--user-dir", str(PACKAGE)] if plugin else []
+    done = subprocess.run(
+        module + [str(a) for a in arguments] + user_dir, cwd=cwd, input=stdin, text=True, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=600,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command} failed ({done.returncode}):\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done

@@ -1,0 +1,251 @@
+"""scripts/evaluate.py: what it reads, refuses and prints."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.metrics import overlap
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+evaluate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(evaluate)
+
+SOURCES = ["the cat sat here", "we shall go now", "it rains a lot"]
+REFERENCES = ["the cat was here", "we will go now", "much rain falls today"]
+CANDIDATES = [["the cat sat here", "", "much rain"], ["a dog", "we will go", "a lot of rain falls"]]
+
+
+def block(i, texts=None, candidates=CANDIDATES, decoded="{}", kinds="STHDP"):
+    """The lines fairseq-generate prints for sentence i."""
+    source, reference = texts or (SOURCES[i], REFERENCES[i])
+    lines = [("S", source), ("T", reference)]
+    for hypothesis in (column[i] for column in candidates):
+        lines += [
+            ("H", f"-1.5\tnot▁decoded {i}"),
+            ("D", f"-1.5\t{decoded.format(hypothesis)}"),
+            ("P", "-1.0"),
+        ]
+    return [f"{kind}-{i}\t{text}" for kind, text in lines if kind in kinds]
+
+
+def write(path, lines):
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """A whole output, ids by length as fairseq prints them, with log lines around."""
+    lines = ["2026-01-01 10:00:00 | INFO | fairseq_cli.generate | {'S-1': None}"]
+    lines += block(2) + block(0) + ["W-0\t0.1\tseconds"] + block(1)
+    return write(tmp_path / "generate-test.txt", [*lines, "Generate test with beam=5: rouge1 = 12.00"])
+
+
+def json_of(tmp_path, *arguments):
+    evaluate.main([*arguments, "--json", str(tmp_path / "scores.json")])
+    return json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+
+
+def test_reads_ids_in_order_and_an_empty_hypothesis(generated):
+    outputs = evaluate.read_generated([generated])
+    assert (outputs.sources, outputs.references, outputs.candidates) == (SOURCES, REFERENCES, CANDIDATES)
+
+
+def test_text_may_hold_tabs_and_unicode_line_separators(tmp_path):
+    odd = "a\u2028b\tc\x85d\x0be"
+    path = write(tmp_path / "odd.txt", block(0, texts=(odd, odd), decoded=odd))
+    outputs = evaluate.read_generated([path])
+    assert outputs.sources == outputs.references == [odd]
+    assert outputs.candidates == [[odd], [odd]]
+
+
+def test_a_stripped_trailing_tab_is_an_empty_hypothesis(tmp_path):
+    path = write(tmp_path / "g.txt", ["S-0\ta", "T-0\tb", "H-0\t-1.2", "D-0\t-1.2"])
+    assert evaluate.read_generated([path]).candidates == [[""]]
+
+
+def test_shards_are_put_together(tmp_path, generated):
+    shards = [write(tmp_path / "0.txt", block(2) + block(0)), write(tmp_path / "1.txt", block(1))]
+    assert evaluate.read_generated(shards) == evaluate.read_generated([generated])
+
+
+BROKEN = {
+    "a gap": (
+        block(0) + block(2),
+        r"g\.txt: 1 of 3 ids are missing \(1\); the last id, 2, is at .*g\.txt:9$",
+    ),
+    "fewer hypotheses": (
+        block(0) + block(1) + block(2)[:-3],
+        r"g\.txt:17: id 2 has 1 hypotheses \(D-\), most",
+    ),
+    "no hypothesis": (block(0) + block(1) + block(2, kinds="ST"), r"g\.txt:17: id 2 has 0 hypotheses \(D-\)"),
+    "cut after H-": (block(0) + block(1) + block(2)[:-2], r"g\.txt:17: id 2 has 1 hypotheses \(D-\)"),
+    "H- lost": (
+        block(0, kinds="STD") + block(1),
+        r"g\.txt:1: id 0 has 0 hypotheses \(H-\)|g\.txt:5: id 1 has 2",
+    ),
+    "no source": (block(0) + block(1, kinds="THD") + block(2), r"g\.txt:9: id 1 has 0 sources"),
+    "no reference": (block(0) + block(1) + block(2, kinds="SHD"), r"g\.txt:17: id 2 has 0 references"),
+    "twice": (block(0) + block(0), r"g\.txt:9: S-0 comes twice, its sentence began at .*g\.txt:1$"),
+    "no score": (["S-0\ta", "D-0\tb"], r"g\.txt:2: D-0 has no score but 'b'"),
+    "another file": (["Once upon a time"], r"g\.txt: no D- line"),
+    "empty": ([], r"g\.txt: no D- line"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_incomplete_output_is_refused_with_file_and_line(tmp_path, case):
+    lines, message = BROKEN[case]
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate.main([write(tmp_path / "g.txt", lines)])
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_scored_against_the_references(tmp_path, generated):
+    result = json_of(tmp_path, generated)
+    assert result["sentences"] == 3 and result["candidates"] == 2
+    systems = result["systems"]
+    for name, hypotheses in {"model": CANDIDATES[0], "copy of the source": SOURCES}.items():
+        row = systems[name]
+        assert overlap.rouge(hypotheses, REFERENCES).items() <= row.items()
+        assert row["bleu"] == overlap.bleu(hypotheses, REFERENCES).score
+        assert row["chrf"] == overlap.chrf(hypotheses, REFERENCES).score
+        assert row["unchanged"] == 100 * overlap.copied_fraction(hypotheses, SOURCES)
+        assert row["words_changed"] == 100 * overlap.changed_fraction(hypotheses, SOURCES)
+    assert systems["model"]["unchanged"] == pytest.approx(100 / 3)
+    assert systems["the reference itself"].keys() == {"unchanged", "words_changed"}
+    assert "random training target" not in systems
+    assert result["signatures"]["bleu"] == overlap.bleu(REFERENCES, REFERENCES).signature
+
+
+def test_mean_and_oracle_over_candidates(tmp_path, generated):
+    systems = json_of(tmp_path, generated)["systems"]
+    means = [overlap.rouge(column, REFERENCES)["rouge1"] for column in CANDIDATES]
+    assert systems["model: mean over 2 candidates"]["rouge1"] == pytest.approx(sum(means) / 2)
+    best = ["the cat sat here", "we will go", "much rain"]
+    assert (
+        systems["model: oracle (chosen with the reference)"]["bleu"] == overlap.bleu(best, REFERENCES).score
+    )
+
+
+def test_one_candidate_has_neither_mean_nor_oracle(tmp_path):
+    path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, candidates=CANDIDATES[:1])])
+    assert list(json_of(tmp_path, path)["systems"]) == ["model", "copy of the source", "the reference itself"]
+
+
+def test_the_random_target_depends_on_the_seed_alone(tmp_path, generated):
+    targets = write(tmp_path / "train.tgt", [f"the cat {word} now" for word in "abcdefghijklmnopqrstuvwxyz"])
+    arguments = [generated, "--train-target", targets, "--seed"]
+    rows = [json_of(tmp_path, *arguments, seed)["systems"]["random training target"] for seed in "112"]
+    assert rows[0] == rows[1] != rows[2]
+    assert rows[0]["rouge1"] > 0
+
+
+def test_further_systems_from_plain_text_and_generated_output(tmp_path, generated):
+    plain = write(tmp_path / "plain.txt", CANDIDATES[0])
+    systems = json_of(tmp_path, generated, "--system", f"plain={plain}", "--system", f"again={generated}")[
+        "systems"
+    ]
+    assert systems["plain"] == systems["again"] == systems["model"]
+    assert systems["again: mean over 2 candidates"] == systems["model: mean over 2 candidates"]
+
+
+def test_other_references_need_saying_which_count(tmp_path, generated):
+    other = write(tmp_path / "o.txt", [line for i in range(3) for line in block(i, texts=(SOURCES[i], "x"))])
+    with pytest.raises(UserError, match=r"o\.txt: its T- lines are not the model's; give --references"):
+        evaluate.main([generated, "--system", f"other={other}"])
+    references = write(tmp_path / "test.tgt", REFERENCES)
+    systems = json_of(tmp_path, generated, "--system", f"other={other}", "--references", references)[
+        "systems"
+    ]
+    assert systems["other"] == systems["model"]
+
+
+def test_untouched_texts_replace_those_of_the_output(tmp_path, generated):
+    sources, references = write(tmp_path / "test.src", REFERENCES), write(tmp_path / "test.tgt", SOURCES)
+    systems = json_of(tmp_path, generated, "--sources", sources, "--references", references)["systems"]
+    assert overlap.rouge(CANDIDATES[0], SOURCES).items() <= systems["model"].items()
+    assert overlap.rouge(REFERENCES, SOURCES).items() <= systems["copy of the source"].items()
+
+
+def test_output_without_targets_needs_references(tmp_path):
+    path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, kinds="SHD")])
+    with pytest.raises(UserError, match="no T- lines; give --references"):
+        evaluate.main([path])
+    references = write(tmp_path / "test.tgt", REFERENCES)
+    row = json_of(tmp_path, path, "--references", references)["systems"]["model"]
+    assert overlap.rouge(CANDIDATES[0], REFERENCES).items() <= row.items()
+
+
+def test_output_without_sources_leaves_their_columns_empty(tmp_path, capsys):
+    path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, kinds="THD")])
+    evaluate.main([path, "--examples", "1"])
+    table = capsys.readouterr().out
+    assert "copy of the source" not in table and "source   " not in table
+    assert table.split("\n")[2].split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    "option, lines, message",
+    [
+        ("--references", ["a", "b"], r"f\.txt: 2 lines, but the model has 3 sentences"),
+        ("--sources", ["a"] * 4, r"f\.txt: 4 lines, but the model has 3 sentences"),
+        ("--system=x", ["a"] * 4, r"f\.txt: 4 sentences, but the model has 3"),
+        ("--system=model", ["a"] * 3, "two systems are called 'model'"),
+        ("--train-target", [], r"f\.txt: empty file"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, generated, option, lines, message):
+    path = write(tmp_path / "f.txt", lines)
+    with pytest.raises(UserError, match=message):
+        evaluate.main([generated, f"{option}={path}"])
+
+
+def test_a_missing_rouge_package_is_said_in_one_line(generated, monkeypatch):
+    monkeypatch.setattr(overlap, "find_spec", lambda name: None)
+    monkeypatch.setattr(overlap, "version", None)
+    with pytest.raises(UserError, match="pip install rouge-score"):
+        evaluate.main([generated])
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.txt: No such file"):
+        evaluate.main([str(tmp_path / "none.txt")])
+    (tmp_path / "bytes.txt").write_bytes(b"D-0\t-1\t\xff\n")
+    with pytest.raises(UserError, match=r"bytes\.txt: not UTF-8"):
+        evaluate.main([str(tmp_path / "bytes.txt")])
+
+
+def test_the_table_and_the_examples(generated, capsys):
+    evaluate.main([generated, "--examples", "2", "--name", "ours"])
+    out = capsys.readouterr().out
+    assert out.split("\n")[0].split() == ["system", *" ".join(evaluate.COLUMNS.values()).split()]
+    assert "\nours: oracle (chosen with the reference)  " in out
+    assert f"     0  source     {SOURCES[0]}\n        output     {CANDIDATES[0][0]}\n" in out
+    assert f"     1  source     {SOURCES[1]}" in out and SOURCES[2] not in out
+    evaluate.main([generated, "--format", "markdown"])
+    assert capsys.readouterr().out.startswith("| system ")
+
+
+def test_unknown_words_in_the_references_are_warned_of(tmp_path, generated, capsys):
+    evaluate.main([generated])
+    assert capsys.readouterr().err == ""
+    path = write(tmp_path / "g.txt", block(0, texts=("a", "b <<unk>> <<unk>>")))
+    evaluate.main([path])
+    assert "1 of 1 references hold <<unk>>" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_errors_are_one_line_and_status_1(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "none.txt")]
+    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().split("\n")[-1].startswith("error: ") and "Traceback" not in done.stderr

@@ -1,0 +1,220 @@
+"""scripts/export_checkpoint.py: EMA and averaged weights as checkpoints that decode."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_fairseq.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export_checkpoint.py")
+export_checkpoint = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(export_checkpoint)
+
+
+def checkpoint(path, weights, ema=None, ema_fp32_params=None, updates=7):
+    """A file with the parts that fairseq's trainer saves."""
+    extra_state = {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}, "metrics": {}, "val_loss": 1.5}
+    if ema is not None:
+        extra_state["ema"] = ema
+    if ema_fp32_params is not None:
+        extra_state["ema_fp32_params"] = ema_fp32_params
+    history = {"criterion_name": "C", "optimizer_name": "O", "lr_scheduler_state": {}, "num_updates": updates}
+    state = {
+        "args": None,
+        "cfg": {"model": {"_name": "genie", "width": 4}, "task": {"_name": "t", "data": "d"}, "common": {}},
+        "model": weights,
+        "optimizer_history": [history],
+        "extra_state": extra_state,
+        "last_optimizer_state": {"state": {0: {"exp_avg": torch.ones(1000)}}},
+        "task_state": {},
+    }
+    torch.save(state, path)
+    return str(path)
+
+
+def weights(value, dtype=torch.float32):
+    return {"layer.weight": torch.full((2, 3), value, dtype=dtype), "steps": torch.tensor(int(value))}
+
+
+def run(*arguments):
+    export_checkpoint.main([str(argument) for argument in arguments])
+    return torch.load(arguments[-1], weights_only=True)
+
+
+def assert_weights(state, expected):
+    assert state["model"].keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(state["model"][key], tensor, rtol=0, atol=0)
+
+
+def test_ema_takes_the_place_of_the_model(tmp_path):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=weights(3.0))
+    state = run("--ema", source, "--output", tmp_path / "ema.pt")
+    assert_weights(state, weights(3.0))
+    before = torch.load(source, weights_only=True)
+    assert state["cfg"] == before["cfg"] and type(state["cfg"]["model"]) is dict
+    assert state["optimizer_history"] == before["optimizer_history"]
+    assert state["extra_state"] == {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}, "val_loss": 1.5}
+    assert "last_optimizer_state" not in state
+
+
+def test_ema_in_half_precision_becomes_float32_and_its_exact_copy_is_preferred(tmp_path):
+    for dtype in (torch.float16, torch.bfloat16):
+        source = checkpoint(tmp_path / "a.pt", weights(1.0, dtype), ema=weights(3.0, dtype))
+        assert_weights(run("--ema", source, "--output", tmp_path / "ema.pt"), weights(3.0))
+    exact = weights(3.0001)
+    source = checkpoint(
+        tmp_path / "b.pt", weights(1.0, dtype), ema=weights(3.0, dtype), ema_fp32_params=exact
+    )
+    assert_weights(run("--ema", source, "--output", tmp_path / "ema.pt"), exact)
+
+
+def test_average_is_the_mean_with_the_settings_of_the_last(tmp_path):
+    sources = [checkpoint(tmp_path / f"{i}.pt", weights(v), updates=i) for i, v in enumerate((1.0, 2.0, 6.0))]
+    state = run("--average", *sources, "--output", tmp_path / "average.pt")
+    assert_weights(state, {"layer.weight": torch.full((2, 3), 3.0), "steps": torch.tensor(6)})
+    assert state["optimizer_history"][0]["num_updates"] == 2
+
+
+def test_average_of_equal_checkpoints_is_exact(tmp_path):
+    torch.manual_seed(0)
+    same = {"layer.weight": torch.randn(50, 50)}
+    sources = [checkpoint(tmp_path / f"{i}.pt", same) for i in range(3)]
+    assert_weights(run("--average", *sources, "--output", tmp_path / "average.pt"), same)
+
+
+def test_half_precision_is_averaged_in_float32(tmp_path):
+    sources = [
+        checkpoint(tmp_path / f"{i}.pt", weights(v, torch.float16)) for i, v in enumerate((60000.0, 60032.0))
+    ]
+    state = run("--average", *sources, "--output", tmp_path / "average.pt")
+    assert state["model"]["layer.weight"][0, 0] == 60016.0  # float16 overflows at 65504, and steps by 32 here
+
+
+def test_no_ema_is_said_in_one_line(tmp_path):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0))
+    with pytest.raises(UserError, match=r"a\.pt: holds no EMA weights; .*--store-ema$"):
+        run("--ema", source, "--output", tmp_path / "ema.pt")
+    assert not (tmp_path / "ema.pt").exists()
+
+
+def test_an_ema_that_lost_parameters_is_refused(tmp_path):
+    lost = {"steps": torch.tensor(1)}
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=lost)
+    with pytest.raises(UserError, match=r"only .*a\.pt has layer\.weight"):
+        run("--ema", source, "--output", tmp_path / "ema.pt")
+
+
+def test_different_models_are_listed_and_not_averaged(tmp_path):
+    first = checkpoint(tmp_path / "a.pt", {"x": torch.ones(2), "y": torch.ones(2), "z": torch.ones(1)})
+    second = checkpoint(tmp_path / "b.pt", {"x": torch.ones(3), "y": torch.ones(2), "w": torch.ones(1)})
+    with pytest.raises(
+        UserError, match=r"only .*a\.pt has z; only .*b\.pt has w; different shapes: x \(2,\) against \(3,\)$"
+    ):
+        run("--average", first, second, "--output", tmp_path / "average.pt")
+    many = checkpoint(tmp_path / "c.pt", {f"k{i}": torch.ones(1) for i in range(6)})
+    with pytest.raises(UserError, match=r"k3, k4 and 1 more$"):
+        run("--average", first, many, "--output", tmp_path / "average.pt")
+
+
+def test_an_input_is_never_overwritten(tmp_path):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=weights(3.0))
+    os.symlink(source, tmp_path / "link.pt")
+    before = Path(source).read_bytes()
+    with pytest.raises(UserError, match=r"link\.pt is an input"):
+        run("--ema", source, "--output", tmp_path / "link.pt")
+    assert Path(source).read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=weights(3.0))
+    (tmp_path / "ema.pt").write_text("old")
+
+    def full_disk(state, path):
+        Path(path).write_text("half")
+        raise RuntimeError("disk full\nat this line of C++")
+
+    monkeypatch.setattr(export_checkpoint.torch, "save", full_disk)
+    with pytest.raises(UserError, match=r"ema\.pt: cannot be written: disk full$"):
+        run("--ema", source, "--output", tmp_path / "ema.pt")
+    assert (tmp_path / "ema.pt").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "ema.pt"]
+
+
+def test_files_that_are_no_checkpoint_are_refused(tmp_path):
+    whole = Path(checkpoint(tmp_path / "whole.pt", weights(1.0))).read_bytes()
+    contents = {
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello world",
+        "picture": b"\x89PNG\r\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save([1], tmp_path / "list")
+    torch.save({"epoch": 3}, tmp_path / "no model")
+    for name in [*contents, "list", "no model"]:
+        with pytest.raises(UserError, match=f"{name}: (refused: )?not a( fairseq)? checkpoint$"):
+            run("--ema", tmp_path / name, "--output", tmp_path / "out.pt")
+    with pytest.raises(UserError, match="none: No such file or directory$"):
+        run("--ema", tmp_path / "none", "--output", tmp_path / "out.pt")
+
+
+class Payload:
+    """What a hostile checkpoint holds: loading it with pickle would make a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(tmp_path):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=Payload(str(tmp_path / "ran")))
+    with pytest.raises(
+        UserError, match=r"a\.pt: refused: it holds \S*\.mkdir, not only weights and settings$"
+    ):
+        run("--ema", source, "--output", tmp_path / "ema.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def fairseq(tool, *arguments):
+    """Run a fairseq command with the plugin, from the environment that runs the tests."""
+    command = [shutil.which(f"fairseq-{tool}", path=os.path.dirname(sys.executable)), *map(str, arguments)]
+    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+TINY_TRAINING = """
+    --arch transformer --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16
+    --encoder-attention-heads 2 --encoder-normalize-before --decoder-layers 1 --decoder-embed-dim 16
+    --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 --decoder-normalize-before
+    --store-ema --ema-decay 0.5 --max-tokens 200 --optimizer adam --lr 0.01 --max-update 5
+    --cpu --data-buffer-size 0 --num-workers 0
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_ema_of_a_trained_model_decodes(tmp_path):
+    for language, words in {"src": "abcde", "tgt": "vwxyz"}.items():
+        lines = [" ".join(words[(i * j) % 5] for j in range(1, 4 + i % 3)) for i in range(16)]
+        (tmp_path / f"text.{language}").write_text("\n".join(lines) + "\n")
+    text, data, plugin = tmp_path / "text", tmp_path / "bin", ["--user-dir", ROOT / "diffusion_fairseq"]
+    texts = [part for split in ("train", "valid", "test") for part in (f"--{split}pref", text)]
+    fairseq("preprocess", *plugin, "-s", "src", "-t", "tgt", *texts, "--destdir", data)
+    fairseq("train", data, *plugin, *TINY_TRAINING.split(), "--save-dir", tmp_path / "checkpoints")
+    source, exported = tmp_path / "checkpoints" / "checkpoint_last.pt", tmp_path / "ema.pt"
+    export_checkpoint.main(["--ema", str(source), "--output", str(exported)])
+    out = fairseq("generate", data, *plugin, "--path", exported, "--cpu", "--required-batch-size-multiple", 1)
+    assert sum(line.startswith("D-") for line in out.splitlines()) == 16

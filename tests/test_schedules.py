@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+
+from diffusion_fairseq.diffusion.schedules import BETAS, CLEAN, DiscreteSchedule, SigmaEqualsT, build_schedule
+
+# (beta_0, abar at 0, 9, T/4, T/2, 3T/4, T-1) at T = 2000, computed from the published formulas.
+PUBLISHED = {
+    "linear": (5.0e-5, 1.0, 0.9993, 0.5226, 0.0784, 0.00337, 4.2e-5),
+    "cosine": (2.0e-5, 1.0, 0.9997, 0.8465, 0.4931, 0.1437, 6.1e-10),
+    "sqrt": (1.46e-2, 0.9854, 0.9380, 0.5044, 0.2954, 0.1350, 2.0e-7),
+    "trunc_cos": (2.03e-2, 0.9797, 0.9779, 0.7703, 0.4288, 0.1221, 5.1e-7),
+    "trunc_lin": (1.01e-2, 0.9899, 0.9037, 0.00338, 3.3e-6, 8.9e-10, 7e-14),
+    "pw_lin": (1.01e-2, 0.9899, 0.9506, 0.5079, 0.0774, 0.00336, 4.2e-5),
+}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_tables_have_the_published_values(name):
+    schedule = build_schedule(name, 2000)
+    alpha_bar = schedule.alphas_cumprod
+    found = [schedule.betas[0]] + [alpha_bar[i] for i in (0, 9, 500, 1000, 1500, 1999)]
+    for value, expected in zip(found, PUBLISHED[name]):
+        assert math.isclose(value, expected, rel_tol=2e-2), (name, value, expected)
+
+
+@pytest.mark.parametrize("name", BETAS)
+@pytest.mark.parametrize("num_timesteps", [200, 1000, 2000])
+def test_levels_are_variance_preserving_and_noise_grows(name, num_timesteps):
+    schedule = build_schedule(name, num_timesteps)
+    level = schedule.at(torch.arange(CLEAN, num_timesteps))
+    assert level.alpha.dtype == torch.float64
+    torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones_like(level.alpha))
+    assert (level.sigma.diff() > 0).all()
+    assert level.alpha[0] == 1 and level.sigma[0] == 0
+
+
+def test_sqrt_divides_the_formula_by_its_start():
+    """cumprod telescopes to abar(u) / abar(0): with 1 - sqrt(1e-4) = 0.99 below."""
+    schedule = build_schedule("sqrt", 2000)
+    u = torch.arange(1, 1900, dtype=torch.float64) / 2000
+    expected = (1 - (u + 1e-4).sqrt()) / 0.99
+    torch.testing.assert_close(schedule.alphas_cumprod[:1899], expected, rtol=1e-10, atol=0)
+
+
+def test_gamma_scales_the_linear_family_and_nothing_else():
+    for name in BETAS:
+        default, scaled = build_schedule(name, 1000).betas, build_schedule(name, 1000, gamma=0.5).betas
+        assert default.equal(scaled) == (name in ("cosine", "sqrt", "trunc_cos"))
+    torch.testing.assert_close(build_schedule("linear", 1000, 0.5).betas * 2, build_schedule("linear", 1000).betas)
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 7, 200])
+def test_grid_is_a_strided_subset_of_the_trained_levels(num_timesteps):
+    schedule = build_schedule("sqrt", num_timesteps)
+    for num_steps in range(1, num_timesteps + 1):
+        times = schedule.grid(num_steps).tolist()
+        assert len(times) == num_steps + 1 and times[0] == num_timesteps - 1 and times[-1] == CLEAN
+        assert all(later > earlier for later, earlier in zip(times, times[1:]))
+        if num_steps > 1:
+            assert times[-2] == 0
+
+
+def test_all_steps_are_all_levels():
+    assert build_schedule("cosine", 50).grid(50).tolist() == list(range(49, -2, -1))
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 201])
+def test_impossible_numbers_of_steps_are_refused(num_steps):
+    with pytest.raises(ValueError, match="from 1 to 200"):
+        build_schedule("sqrt", 200).grid(num_steps)
+
+
+def test_unknown_schedule_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'quadratic'.*linear.*pw_lin"):
+        build_schedule("quadratic", 10)
+
+
+def test_betas_outside_the_unit_interval_are_refused():
+    with pytest.raises(ValueError, match="betas"):
+        build_schedule("linear", 10)
+    with pytest.raises(ValueError, match="betas"):
+        DiscreteSchedule(torch.tensor([0.1, -0.1], dtype=torch.float64))
+    with pytest.raises(ValueError, match="at least 1"):
+        build_schedule("sqrt", 0)
+
+
+def test_sigma_equals_t():
+    schedule = SigmaEqualsT(t_min=0.1, t_max=10.0)
+    level = schedule.at(torch.tensor([0.1, 10.0]))
+    assert level.alpha.tolist() == [1, 1] and level.sigma.tolist() == level.t.tolist()
+    grid = schedule.grid(5)
+    assert len(grid) == 6 and grid[0] == 10 and grid[-1] == 0 and (grid.diff() < 0).all()
+    with pytest.raises(ValueError, match="t_min"):
+        SigmaEqualsT(t_min=2.0, t_max=1.0)
