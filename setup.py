@@ -1,4 +1,4 @@
-"""Packaging of diffusion_fairseq; fairseq itself is the host and only an extra, for five distributions own that name."""
+"""Packaging of diffusion_fairseq. fairseq, the host, is only an extra: five distributions own that name."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "diffusion_fairseq/__init__.py").read_text("utf-8"), re.M)[1]
+INIT = ROOT / "diffusion_fairseq/__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text("utf-8"), re.MULTILINE)[1]
 README = ROOT / "README.md"
 
 HOST_MODERN = (

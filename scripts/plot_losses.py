@@ -58,7 +58,6 @@ def read_series(paths: Sequence[str]) -> Series:
                 add_record(series, record, prefix=counters[0].removesuffix(COUNTER))
     for curves in series.values():
         if "train_inner" in curves:
-            curves.pop("train", None)
             curves["train"] = curves.pop("train_inner")
     return series
 
@@ -67,7 +66,7 @@ def add_record(series: Series, record: dict, prefix: str) -> None:
     update = as_number(record[prefix + COUNTER])
     for key, text in record.items():
         term, value = key.removeprefix(prefix), as_number(text)
-        if not key.startswith(prefix) or term in BOOKKEEPING or term.startswith("best_"):
+        if term in BOOKKEEPING or term.startswith("best_"):
             continue
         if math.isfinite(update) and math.isfinite(value):
             curve = series.setdefault(term, {}).setdefault(prefix.rstrip("_") or "train_inner", [])

@@ -166,11 +166,12 @@ check_network() { # finds torch in the index, and thereby whether it is the many
     local report
     ! installed torch || return 0
     say "looking up torch $torch"
-    pip install --quiet --retries 1 --timeout 20 'pip>=23' >/dev/null 2>&1 &&
-        report=$(pip install --dry-run --quiet --no-deps --retries 1 --timeout 20 --report - \
-            ${torch_index[@]+"${torch_index[@]}"} "torch==$torch" 2>/dev/null) ||
+    if ! pip install --quiet --retries 1 --timeout 20 'pip>=23' >/dev/null 2>&1 ||
+        ! report=$(pip install --dry-run --quiet --no-deps --retries 1 --timeout 20 --report - \
+            ${torch_index[@]+"${torch_index[@]}"} "torch==$torch" 2>/dev/null); then
         abandon "no package index with torch $torch answers: check the network and 'pip config list'," \
             "then run this again"
+    fi
     if [[ $(uname -s) == Linux && $report != *"\"$torch+cpu\""* ]]; then
         nvidia-smi -L >/dev/null 2>&1 || say "no GPU here, but the index has only torch's CUDA build (several" \
             "GB): TORCH_INDEX_URL can name PyTorch's CPU-only index, see --help"
@@ -210,7 +211,8 @@ install 'what fairseq runs on' "$numpy" 'hydra-core>=1.3.2,<1.4' 'omegaconf>=2.3
 # Without its dependencies: the official pins cannot be resolved, and torchaudio is never imported here.
 install "$fairseq" --no-deps "$fairseq"
 install 'diffusion_fairseq' --no-build-isolation --editable '.[plots,dev]' "$numpy"
-"$python" -c 'import diffusion_fairseq' || fail "the package does not import (the message is above)"
+report=$("$python" -c 'import diffusion_fairseq' 2>&1) ||
+    fail "the package does not import: $(tail -n 1 <<<"$report")"
 printf '%s\n' "$key" >"$stamp"
 say "done: the $host host is in $venv ($(du -sh "$venv" | cut -f1))"
 activation

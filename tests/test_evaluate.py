@@ -59,7 +59,7 @@ def test_reads_ids_in_order_and_an_empty_hypothesis(generated):
 
 
 def test_text_may_hold_tabs_and_unicode_line_separators(tmp_path):
-    odd = "a\u2028b\tc\x85d\x0be"
+    odd = "a\u2028b\tc\x85d\x0be\rf"
     path = write(tmp_path / "odd.txt", block(0, texts=(odd, odd), decoded=odd))
     outputs = evaluate.read_generated([path])
     assert outputs.sources == outputs.references == [odd]
@@ -90,6 +90,10 @@ BROKEN = {
     "H- lost": (
         block(0, kinds="STD") + block(1),
         r"g\.txt:1: id 0 has 0 hypotheses \(H-\)|g\.txt:5: id 1 has 2",
+    ),
+    "D- lost": (
+        ["S-0\ta", "T-0\tb", "H-0\t-1\tb", "H-0\t-1\tc", "D-0\t-1\tb"],
+        r"g\.txt:1: id 0 has unequal",
     ),
     "no source": (block(0) + block(1, kinds="THD") + block(2), r"g\.txt:9: id 1 has 0 sources"),
     "no reference": (block(0) + block(1) + block(2, kinds="SHD"), r"g\.txt:17: id 2 has 0 references"),
@@ -141,7 +145,7 @@ def test_one_candidate_has_neither_mean_nor_oracle(tmp_path):
 
 
 def test_the_random_target_depends_on_the_seed_alone(tmp_path, generated):
-    targets = write(tmp_path / "train.tgt", [f"the cat {word} now" for word in "abcdefghijklmnopqrstuvwxyz"])
+    targets = write(tmp_path / "train.tgt", ["the cat" + " x" * length for length in range(30)])
     arguments = [generated, "--train-target", targets, "--seed"]
     rows = [json_of(tmp_path, *arguments, seed)["systems"]["random training target"] for seed in "112"]
     assert rows[0] == rows[1] != rows[2]
@@ -240,6 +244,16 @@ def test_unknown_words_in_the_references_are_warned_of(tmp_path, generated, caps
     path = write(tmp_path / "g.txt", block(0, texts=("a", "b <<unk>> <<unk>>")))
     evaluate.main([path])
     assert "1 of 1 references hold <<unk>>" in capsys.readouterr().err
+
+
+def test_examples_are_spread_over_the_test_set():
+    texts = [f"text {i}" for i in range(10)]
+    shown = evaluate.examples(evaluate.Outputs([texts]), evaluate.Evaluation(texts, None), 3)
+    assert [line.split()[0] for line in shown.split("\n") if "output" in line] == ["0", "3", "6"]
+    assert (
+        evaluate.examples(evaluate.Outputs([texts]), evaluate.Evaluation(texts, None), 99).count("output")
+        == 10
+    )
 
 
 @pytest.mark.slow

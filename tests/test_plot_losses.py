@@ -83,10 +83,10 @@ def test_values_that_are_no_finite_number_are_left_out(log):
 
 
 def test_the_total_comes_first_and_terms_can_be_chosen(log):
-    series = plot_losses.read_series([log([inner(10, mse="1", t0="2", loss="3")])])
-    assert plot_losses.choose_terms(series, None) == ["loss", "mse", "t0"]
-    assert plot_losses.choose_terms(series, "t0, mse") == ["t0", "mse"]
-    with pytest.raises(SystemExit, match="error: --terms: no mes; the log has mse, t0, loss"):
+    series = plot_losses.read_series([log([inner(10, t0="1", mse="2", loss="3")])])
+    assert plot_losses.choose_terms(series, None) == ["loss", "t0", "mse"]
+    assert plot_losses.choose_terms(series, "mse, t0") == ["mse", "t0"]
+    with pytest.raises(SystemExit, match="error: --terms: no mes; the log has t0, mse, loss"):
         plot_losses.choose_terms(series, "t0,mes")
 
 

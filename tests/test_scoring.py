@@ -11,8 +11,8 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import overlap
 from diffusion_fairseq.scoring import rouge
 
-REFERENCES = ["the cats sat on the mat", "it rains"]
-HYPOTHESES = ["the cat sat", "it rains"]
+REFERENCES = ["the cats sat on a mat", "it rains"]
+HYPOTHESES = ["sat the cat", "it rains"]
 
 
 def scorer_from_command_line(*arguments):

@@ -1,7 +1,7 @@
-"""Where hosts (fairseq, torch, numpy) differ or are broken: one small function a mend, nothing where it is not needed.
+"""Where hosts (fairseq, torch, numpy) differ or are broken: one small function a mend, idle where not needed.
 
-The hosts are `main` (git main since December 2022 and its releases, such as ve-fairseq 0.12.3) and `0.12.2` (the official
-release). A mend says which of them, and which torch or numpy, it is for.
+The hosts are `main` (git main since December 2022 and its releases, such as ve-fairseq 0.12.3) and `0.12.2`
+(the official release). A mend says which of them, and which torch or numpy, it is for.
 """
 
 import functools

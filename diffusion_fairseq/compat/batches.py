@@ -17,8 +17,8 @@ SECONDS_TO_STOP = 30.0
 def keep_last_batch() -> None:
     """Give back the last batch where it is smaller than --required-batch-size-multiple (8 by default).
 
-    Main since December 2022 drops it, from test sets too: up to 7 sentences, the longest ones, and a test set of 5
-    sentences ends in ZeroDivisionError. No module imports the function by name.
+    Main since December 2022 drops it, from test sets too: up to 7 sentences, the longest ones, and a test set
+    of 5 sentences ends in ZeroDivisionError. No module of either host imports the function by name.
     https://github.com/facebookresearch/fairseq/issues/5036 https://github.com/facebookresearch/fairseq/issues/5351
     """
     stock = data_utils.batch_by_size
@@ -77,7 +77,7 @@ def stop_prefetching() -> None:
 def stop_prefetch_at_exit() -> None:
     """Stop the prefetch threads before Python shuts down.
 
-    Both hosts, --data-buffer-size > 0 (the default): a thread that is inside torch when the interpreter goes away
-    aborts a training that had succeeded ("terminate called without an active exception", exit status 134).
+    Both hosts, --data-buffer-size > 0 (the default): a thread that is inside torch when the interpreter goes
+    away aborts a training that had succeeded ("terminate called without an active exception", status 134).
     """
     atexit.register(stop_prefetching)

@@ -1,6 +1,7 @@
 """Checkpoints are data: nothing in the file is run, and a file that cannot be loaded is named in one line."""
 
 import argparse
+import codecs
 import os
 import pickle
 import re
@@ -20,9 +21,9 @@ WRITTEN_BY_EVAL_BLEU = ("numpy.core.multiarray._reconstruct", "numpy._core.multi
 def force_weights_only() -> None:
     """Make every torch.load of this process a weights_only one.
 
-    For torch < 2.6, where the default is to run what the file says, and for hosts that pass weights_only=False
-    (git main since https://github.com/facebookresearch/fairseq/issues/5610). The opposite variable is removed:
-    torch.load refuses to work under both.
+    For torch < 2.6, where the default is to run what the file says, and for hosts that ask for that: git main
+    since September 2025, https://github.com/facebookresearch/fairseq/issues/5610
+    The opposite variable is removed: torch.load refuses to work under both.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
@@ -31,22 +32,24 @@ def force_weights_only() -> None:
 def safe_globals() -> None:
     """Allow what the host's own checkpoints hold beyond tensors and plain values.
 
-    torch >= 2.4 (older ones know no allow-list): argparse.Namespace for stock architectures, and numpy's arrays
-    for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
+    torch >= 2.4 (older ones know no allow-list): argparse.Namespace for stock architectures, and numpy's
+    arrays for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return
     rebuild = np.empty(0).__reduce__()[0]
     allowed = [argparse.Namespace, rebuild, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
+    # How an array's bytes are written; torch allows it by default since 2.5.
+    allowed.append(codecs.encode)
     if torch.torch_version.TorchVersion(torch.__version__) >= (2, 6):
         # The function has another name in each major version of numpy, and the file holds its writer's.
         allowed += [(rebuild, name) for name in WRITTEN_BY_EVAL_BLEU]
     torch.serialization.add_safe_globals(allowed)
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The message of an error without its line breaks, cut at `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(text: str, limit: int = 160) -> str:
+    """A message without its line breaks and without torch's advice, cut at `limit` characters."""
+    text = re.split(r" (?:Check the documentation|This is an internal)", " ".join(text.split()))[0]
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -54,13 +57,14 @@ def refusal(path: str, error: pickle.UnpicklingError) -> UserError:
     """What to say about a file that torch's restricted unpickler stopped at."""
     found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+|eval|exec)", str(error))
     if found is None:
-        detail = one_line(re.sub(r"^.*WeightsUnpickler error: ", "", str(error), flags=re.DOTALL))
+        detail = one_line(str(error).rpartition("WeightsUnpickler error: ")[2])
         return UserError(
-            f"checkpoint {path} refused: it is damaged or no checkpoint ({detail}); use a file that training wrote"
+            f"checkpoint {path} refused: it is damaged or no checkpoint ({detail});"
+            " use a file that training wrote"
         )
     name = found[1]
     if name == "argparse.Namespace":
-        return UserError(f"checkpoint {path} refused: it holds argparse.Namespace, which torch >= 2.4 can check")
+        return UserError(f"checkpoint {path} refused: it holds {name}: it takes torch >= 2.4 to load it")
     return UserError(
         f"checkpoint {path} refused: it holds {name}; a checkpoint is data, never code;"
         " use a file with tensors and plain values only"
@@ -79,7 +83,7 @@ def refuse_programs(path: str, state: dict) -> None:
 
 
 def report_bad_checkpoints() -> None:
-    """Say in one line which checkpoint cannot be loaded and why: refused, damaged, missing or of another model.
+    """Say in one line which checkpoint cannot be loaded and why: refused, damaged, missing, of another model.
 
     Both hosts, any torch: they show a traceback, and some of them without the file's name.
     """
@@ -92,8 +96,12 @@ def report_bad_checkpoints() -> None:
             state = load(path, *args, **kwargs)
         except pickle.UnpicklingError as error:
             raise refusal(path, error) from error
-        except (OSError, EOFError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-            detail = f"{type(error).__name__}: {one_line(error)}"
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+        except (EOFError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+            detail = f"{type(error).__name__}: {one_line(str(error))}"
             raise UserError(
                 f"checkpoint {path} cannot be read ({detail}): it is truncated or no checkpoint of fairseq;"
                 " use a file that training wrote"
@@ -105,7 +113,9 @@ def report_bad_checkpoints() -> None:
         try:
             return load_models(filenames, *args, **kwargs)
         except OSError as error:
-            raise UserError(f"{one_line(error)}: --path takes checkpoint files, several joined by ':'") from error
+            if not str(error).startswith("Model file not found"):
+                raise
+            raise UserError(f"{error}: --path takes checkpoint files, several joined by ':'") from error
 
     def load_checkpoint(self, filename, *args, **kwargs):
         try:
@@ -114,7 +124,7 @@ def report_bad_checkpoints() -> None:
             if not str(error).startswith("Cannot load model parameters from checkpoint"):
                 raise
             raise UserError(
-                f"checkpoint {filename} does not fit this model ({one_line(error.__context__ or error)}):"
+                f"checkpoint {filename} does not fit this model ({one_line(str(error.__context__))}):"
                 " give the options it was trained with, or another --save-dir"
             ) from error
 

@@ -32,7 +32,7 @@ def literal(text: str) -> object:
     try:
         return value(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise UserError(f"option value {text!r} is no literal: write numbers, strings and lists only") from error
+        raise UserError(f"option value {text!r} is no literal: write numbers, strings or lists") from error
 
 
 def literal_eval() -> None:

@@ -13,9 +13,9 @@ from diffusion_fairseq.compat.patching import replace
 def broadcast_object() -> None:
     """Send a loaded checkpoint from rank 0 to the other ranks when training is resumed.
 
-    Both hosts with torch >= 2.6, and with any torch under force_weights_only: the host sends the objects through
-    torch.load, which refuses omegaconf's classes. torch's own collective unpickles bytes that rank 0 of this very
-    run has made from a file it loaded safely.
+    Both hosts with torch >= 2.6, and with any torch under force_weights_only: the host sends the objects
+    through torch.load, which refuses omegaconf's classes. torch's own collective unpickles bytes that rank 0
+    of this very run has made from a file it loaded safely.
     """
     stock = distributed._broadcast_object_slow
 
@@ -32,9 +32,9 @@ def broadcast_object() -> None:
 def join_torchrun() -> None:
     """Make the processes that torchrun started one training, with and without GPUs.
 
-    Main takes a --distributed-world-size of 1 (its default with at most one GPU a node) for no torchrun at all, and
-    trains once per process into the same directory; without GPUs it divides by their number. Without GPUs both hosts
-    need another backend than their default. https://github.com/facebookresearch/fairseq/issues/2879
+    Main takes a --distributed-world-size of 1 (its default with at most one GPU a node) for no torchrun at
+    all, and trains once per process into the same directory; without GPUs it divides by their number. Both
+    hosts need another backend than nccl there. https://github.com/facebookresearch/fairseq/issues/2879
     """
     infer = distributed.infer_init_method
     join = distributed._infer_torch_distributed_launch_init

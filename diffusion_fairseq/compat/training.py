@@ -1,4 +1,4 @@
-"""Training options of the host that do not do what they say: --store-ema, --bf16; and 0.12.2's encoder layers."""
+"""Options of the host that do not keep their word, --store-ema and --bf16, and 0.12.2's encoder layers."""
 
 import sys
 
@@ -16,8 +16,8 @@ BETTER_TRANSFORMER_PARAMETERS = tuple(
 def ema_version() -> None:
     """Keep the final layer norm of a pre-norm encoder and decoder in the EMA model.
 
-    Both hosts: the EMA update leaves out every key with "version" in its name, without which a stock transformer takes
-    the weights for a file from before 2018 and drops its final layer norm.
+    Both hosts: the EMA update leaves out every key with "version" in its name, without which a stock
+    transformer takes the weights for a file from before 2018 and drops its final layer norm.
     """
     stock = EMA.restore
 
@@ -49,8 +49,8 @@ def bf16_is_not_tpu() -> None:
 def better_transformer() -> None:
     """Take the inference fast path and its 8 duplicate parameters a layer out of the stock encoder layer.
 
-    0.12.2 only, with torch >= 2: the fast path dies ("Mask Type should be defined"), and the duplicates, which never
-    get a gradient, break --ddp-backend pytorch_ddp and make files that other hosts cannot load.
+    0.12.2 only, with torch >= 2: the fast path dies ("Mask Type should be defined"), and the duplicates, that
+    never get a gradient, break --ddp-backend pytorch_ddp and make files that other hosts cannot load.
     https://github.com/facebookresearch/fairseq/issues/4899
     """
     layer = TransformerEncoderLayerBase

@@ -22,11 +22,11 @@ def _betas_from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: in
     """beta_i = 1 - abar((i+1)/T) / abar(i/T), at most 0.999 (Nichol & Dhariwal, 2021, section 3.2)."""
     values = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     betas = [min(1 - after / before, MAX_BETA) for before, after in zip(values, values[1:])]
-    return torch.tensor(betas, dtype=torch.float64)
+    return torch.tensor(betas, dtype=torch.float64, device="cpu")
 
 
 def _linspace(start: float, end: float, num: int) -> Tensor:
-    return torch.linspace(start, end, num, dtype=torch.float64)
+    return torch.linspace(start, end, num, dtype=torch.float64, device="cpu")
 
 
 def linear_betas(num_timesteps: int, gamma: float) -> Tensor:
@@ -50,7 +50,7 @@ def trunc_cos_betas(num_timesteps: int, gamma: float) -> Tensor:
     def alpha_bar(u: float) -> float:
         return math.cos((u + 0.1) / 1.1 * math.pi / 2) ** 2
 
-    first = torch.tensor([min(1 - alpha_bar(0), MAX_BETA)], dtype=torch.float64)
+    first = torch.tensor([min(1 - alpha_bar(0), MAX_BETA)], dtype=torch.float64, device="cpu")
     return torch.cat([first, _betas_from_alpha_bar(alpha_bar, num_timesteps)[:-1]])
 
 
@@ -97,7 +97,7 @@ class DiscreteSchedule:
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         # CLEAN = -1 indexes the last row, so that no time needs a branch.
-        clean = torch.ones(1, dtype=betas.dtype)
+        clean = torch.ones(1, dtype=betas.dtype, device="cpu")
         alpha_bar = torch.cat([self.alphas_cumprod, clean])
         self._tables = {torch.device("cpu"): (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())}
 
@@ -123,7 +123,7 @@ class DiscreteSchedule:
                 f"the number of diffusion steps must be from 1 to {self.num_timesteps} "
                 f"(the timesteps of the trained schedule), got {num_steps}"
             )
-        times = torch.linspace(self.num_timesteps - 1, 0, num_steps, dtype=torch.float64).round().long()
+        times = _linspace(self.num_timesteps - 1, 0, num_steps).round().long()
         return torch.cat([times, torch.tensor([CLEAN])])
 
 

@@ -198,7 +198,11 @@ class DiffusionModel(BaseFairseqModel):
             target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
             prediction=output, aim=x0 if self.parameterization == "x0" else noise,
             pred_x0=self.to_x0(output, xt, t), rounding_logits=self.round_logits(x0),
-            length_logits=self.length_logits(encoded) if self.length_model == "predicted" else None,
+            # Lengths are few and soon learned by heart: they must not shape the encoder.
+            length_logits=(
+                self.length_logits(encoded._replace(hidden=encoded.hidden.detach()))
+                if self.length_model == "predicted" else None
+            ),
         )
 
     def generation_lengths(self, limits: Tensor) -> Tensor:

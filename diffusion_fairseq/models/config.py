@@ -72,6 +72,11 @@ class GenieConfig(DiffusionModelConfig):
         metadata={"help": "layer norm before each encoder sub-layer: trains from scratch with a short warm-up. "
                           "The published encoder (BERT) has it after"},
     )
+    share_embeddings: bool = field(
+        default=False,
+        metadata={"help": "make the encoder's token vectors a projection of the target's embeddings: words that "
+                          "source and target share are learned once. Needs a joined dictionary"},
+    )
     attend_source_padding: bool = field(
         default=False,
         metadata={"help": "let the denoiser attend to source padding, as the published code does: the text then "

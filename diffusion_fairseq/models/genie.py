@@ -31,7 +31,10 @@ class SourceEncoder(nn.Module):
     def __init__(self, cfg: GenieConfig, num_tokens: int, pad: int):
         super().__init__()
         self.pad = pad
-        self.tokens = nn.Embedding(num_tokens, cfg.model_dim)
+        if cfg.share_embeddings:
+            self.tokens = nn.Linear(cfg.latent_dim, cfg.model_dim, bias=False)
+        else:
+            self.tokens = nn.Embedding(num_tokens, cfg.model_dim)
         self.positions = nn.Embedding(cfg.max_source_positions, cfg.model_dim)
         self.norm = nn.LayerNorm(cfg.model_dim, eps=BERT_LAYER_NORM_EPS)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -44,12 +47,17 @@ class SourceEncoder(nn.Module):
         )
         self.apply(_init_bert)
 
-    def forward(self, src_tokens: Tensor) -> Encoded:
-        """src_tokens (B, S), padded on either side: positions count from the first real token."""
+    def forward(self, src_tokens: Tensor, shared: Optional[nn.Embedding] = None) -> Encoded:
+        """src_tokens (B, S), padded on either side: positions count from the first real token.
+
+        Args:
+            shared: the target's embedding, with --share-embeddings.
+        """
+        embedded = self.tokens(src_tokens if shared is None else shared(src_tokens))
         mask = src_tokens != self.pad
         first = mask.int().argmax(dim=1, keepdim=True)
         positions = (torch.arange(src_tokens.size(1), device=src_tokens.device) - first).clamp(min=0)
-        x = self.dropout(self.norm(self.tokens(src_tokens) + self.positions(positions)))
+        x = self.dropout(self.norm(embedded + self.positions(positions)))
         for layer in self.layers:
             x = layer(x, mask)
         return Encoded(self.final_norm(x), mask)
@@ -80,6 +88,7 @@ class GenieModel(DiffusionModel):
             )
         dim = cfg.model_dim
         self.attend_source_padding = cfg.attend_source_padding
+        self.share_embeddings = cfg.share_embeddings
         self.encoder = SourceEncoder(cfg, num_source_tokens, pad)
         self.time_embedding = TimeEmbedding(cfg.time_dim, dim)
         self.up_projection = nn.Sequential(
@@ -100,10 +109,13 @@ class GenieModel(DiffusionModel):
     @classmethod
     def build_model(cls, cfg: GenieConfig, task) -> "GenieModel":
         cls.check_task(task)
+        if cfg.share_embeddings and task.source_dictionary != task.target_dictionary:
+            raise UserError("--share-embeddings needs one dictionary for both sides: binarise with "
+                            "fairseq-preprocess --joined-dictionary")
         return cls(cfg, len(task.source_dictionary), len(task.target_dictionary), task.target_dictionary.pad())
 
     def encode(self, src_tokens: Tensor) -> Encoded:
-        return self.encoder(src_tokens)
+        return self.encoder(src_tokens, self.embedding if self.share_embeddings else None)
 
     def memory(self, encoded: Encoded) -> Memory:
         layers = tuple(layer.cross_attention.memory(encoded.hidden) for layer in self.layers)

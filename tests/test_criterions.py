@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from helpers import make_dictionary, make_genie, make_sample
+
+from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
+from diffusion_fairseq.errors import UserError
+
+DICTIONARY = make_dictionary()
+
+
+def make_criterion(**options):
+    return DiffusionVLBCriterion(DiffusionVLBConfig(**options), task=None)
+
+
+def parts_of(model, sample, t):
+    return model(sample["net_input"]["src_tokens"], sample["target"], t, generator=torch.Generator().manual_seed(0))
+
+
+def terms_of(criterion, model, sample, t):
+    parts = parts_of(model, sample, t)
+    weight = criterion.position_weights(parts)
+    return {name: term for name, (_, term) in criterion.terms(parts, t, weight, model.schedule).items()}, parts
+
+
+def test_mse_at_t_0_is_against_the_clean_embedding():
+    model = make_genie(DICTIONARY)
+    sample, t = make_sample(DICTIONARY, [5, 9]), torch.tensor([0, 900])
+    terms, parts = terms_of(make_criterion(), model, sample, t)
+    clean = ((parts.pred_x0 - parts.embedded) ** 2).mean(-1)
+    noised = ((parts.pred_x0 - parts.x0) ** 2).mean(-1)
+    torch.testing.assert_close(terms["mse"], torch.stack([(clean[0] * parts.counts[0]).sum(),
+                                                          (noised[1] * parts.counts[1]).sum()]))
+    assert (clean[0] - noised[0]).abs().max() > 1e-3
+
+
+def test_predicted_noise_is_compared_with_the_noise():
+    model = make_genie(DICTIONARY, parameterization="noise")
+    sample, t = make_sample(DICTIONARY, [5, 9]), torch.tensor([400, 900])
+    terms, parts = terms_of(make_criterion(), model, sample, t)
+    level = model.schedule.at(t)
+    alpha, sigma = (c.float()[:, None, None] for c in (level.alpha, level.sigma))
+    # The aim is the noise of xt: alpha x0 + sigma aim is the xt that was denoised.
+    xt = alpha * parts.pred_x0 + sigma * parts.prediction
+    torch.testing.assert_close(alpha * parts.x0 + sigma * parts.aim, xt, rtol=1e-4, atol=1e-4)
+    expected = (((parts.prediction - parts.aim) ** 2).mean(-1) * parts.counts).sum(-1)
+    torch.testing.assert_close(terms["mse"], expected)
+
+
+@pytest.mark.parametrize("in_mean, expected", [(False, [6.0, 10.0]), (True, [24.0, 24.0])])
+def test_padding_counts_as_one_position_or_like_words(in_mean, expected):
+    model = make_genie(DICTIONARY, length_model="fixed")
+    parts = parts_of(model, make_sample(DICTIONARY, [5, 9]), torch.tensor([0, 900]))
+    weight = make_criterion(padding_in_mean=in_mean).position_weights(parts)
+    torch.testing.assert_close(weight.sum(dim=1), torch.tensor(expected))
+    assert weight[parts.counts].eq(1).all()
+
+
+def loss_and_gradient(criterion, model, sample):
+    model = copy.deepcopy(model)
+    loss, sample_size, log = criterion(model, sample)
+    loss.backward()
+    return loss, sample_size, {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_loss_does_not_depend_on_padding():
+    """The validation pass draws the same noise for the same batch; more padding columns change nothing."""
+    model = make_genie(DICTIONARY, self_conditioning=False)
+    criterion = make_criterion()
+    narrow, wide = (make_sample(DICTIONARY, [5, 9, 4], width=w) for w in (9, 12))
+    wide["target"] = narrow["target"]
+    (one, size_one, grad_one), (other, size_other, grad_other) = (
+        loss_and_gradient(criterion, model, sample) for sample in (narrow, wide))
+    assert size_one == size_other == 18
+    torch.testing.assert_close(one, other)
+    for name in grad_one:
+        torch.testing.assert_close(grad_one[name], grad_other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_sums_make_any_split_of_a_batch_give_the_same_gradient():
+    model = make_genie(DICTIONARY, self_conditioning=False)
+    criterion = make_criterion()
+    sample = make_sample(DICTIONARY, [5, 9])
+    src, tgt, t = sample["net_input"]["src_tokens"], sample["target"], torch.tensor([3, 900])
+    noise = torch.randn(2, 2, 9, model.embedding.embedding_dim)
+
+    def gradient(rows):
+        part = copy.deepcopy(model)
+        parts = part(src[rows], tgt[rows], t[rows], noise[0][rows], noise[1][rows])
+        weight = criterion.position_weights(parts)
+        terms = criterion.terms(parts, t[rows], weight, model.schedule).values()
+        sum(term.sum() for _, term in terms).backward()
+        return part.layers[0].ffn[2].weight.grad
+
+    whole, first, second = (gradient(rows) for rows in ([0, 1], [0], [1]))
+    torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_is_reproducible_and_training_draws_anew():
+    model, criterion, sample = make_genie(DICTIONARY), make_criterion(), make_sample(DICTIONARY, [5, 9, 6])
+    first, second = (criterion(model, sample)[0].item() for _ in range(2))
+    assert first == second
+    model.train()
+    first, second = (criterion(model, sample)[0].item() for _ in range(2))
+    assert first != second
+
+
+def test_weights_of_the_terms():
+    model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5, 9, 6])
+    loss, _, log = make_criterion(mse_weight=2.0, rounding_weight=3.0, prior_weight=5.0, length_weight=7.0)(model, sample)
+    torch.testing.assert_close(loss, 2 * log["mse"] + 3 * log["rounding"] + 5 * log["prior"] + 7 * log["length"])
+
+
+def test_loss_aware_sampler_learns_from_training_alone():
+    model, criterion = make_genie(DICTIONARY), make_criterion(timestep_sampler="loss-second-moment")
+    sample = make_sample(DICTIONARY, [5, 9, 6])
+    criterion(model, sample)
+    assert model.timesteps.counts.sum() == 0
+    model.train()
+    criterion(model, sample)
+    assert model.timesteps.counts.sum() == 3
+
+
+def test_unknown_timestep_sampler_is_one_line():
+    with pytest.raises(UserError, match="--timestep-sampler 'often'.*low-discrepancy"):
+        make_criterion(timestep_sampler="often")(make_genie(DICTIONARY), make_sample(DICTIONARY, [5]))
+
+
+def test_every_term_is_logged_under_its_name_per_position():
+    model, criterion = make_genie(DICTIONARY), make_criterion()
+    logs = [criterion(model, make_sample(DICTIONARY, lengths))[2] for lengths in ([5, 9], [4, 4, 4])]
+    with metrics.aggregate() as aggregate:
+        criterion.reduce_metrics(logs)
+    values = aggregate.get_smoothed_values()
+    assert {"loss", "mse", "rounding", "prior", "length"} <= set(values)
+    torch.testing.assert_close(values["mse"], float(logs[0]["mse"] + logs[1]["mse"]) / 26, atol=1e-3, rtol=0)
+    torch.testing.assert_close(values["length"], float(logs[0]["length"] + logs[1]["length"]) / 5, atol=1e-3, rtol=0)
+    assert all(isinstance(value, (int, float)) for value in values.values())
