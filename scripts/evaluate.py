@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from diffusion_fairseq.errors import UserError, show_user_errors_in_one_line
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import overlap, report
 
 COLUMNS = {
@@ -317,5 +317,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    show_user_errors_in_one_line()
     main()

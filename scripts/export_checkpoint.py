@@ -5,13 +5,11 @@
     python scripts/export_checkpoint.py --average checkpoint8.pt checkpoint9.pt --output average.pt
 
 The result is an ordinary fairseq checkpoint in float32 with the settings of its (last) input, without the
-optimizer's state. Inputs are loaded as weights and settings only: a file that holds code is refused.
+optimizer's state. An input that holds more than weights and settings, such as code, is refused.
 """
 
 import argparse
 import os
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,26 +18,10 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from diffusion_fairseq import compat
-from diffusion_fairseq.errors import UserError, show_user_errors_in_one_line
+from diffusion_fairseq.errors import UserError
 
 EMA_KEYS = ("ema_fp32_params", "ema")  # the more exact one first
 TRAINING_ONLY = {*EMA_KEYS, "metrics"}
-
-
-def load(path: str) -> dict:
-    """A fairseq checkpoint on the CPU; UserError where there is none or its pickle holds more than data."""
-    try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
-        return {**state, "model": dict(state["model"])}
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it holds {named[1]}, not only weights and settings" if named else "not a checkpoint"
-        raise UserError(f"{path}: refused: {what}") from None
-    except (EOFError, KeyError, TypeError, RuntimeError):
-        raise UserError(f"{path}: not a fairseq checkpoint") from None
 
 
 def check_same_tensors(
@@ -78,7 +60,7 @@ def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
     """The last checkpoint, and the mean of all weights; tensors of integers are the last one's."""
     sums: dict[str, Tensor] = {}
     for path in paths:
-        state = load(path)
+        state = checkpoint_utils.load_checkpoint_to_cpu(path)
         weights = state["model"]
         check_same_tensors(sums or weights, weights, (paths[0], path))
         for key, tensor in weights.items():
@@ -121,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(os.path.exists(args.output) and os.path.samefile(args.output, path) for path in inputs):
         raise UserError(f"--output {args.output} is an input, and would lose its optimizer state")
     if args.ema:
-        state = load(args.ema)
+        state = checkpoint_utils.load_checkpoint_to_cpu(args.ema)
         weights = ema_weights(state, args.ema)
     else:
         state, weights = averaged_weights(args.average)
@@ -132,6 +114,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    show_user_errors_in_one_line()
-    compat.apply()
     main()

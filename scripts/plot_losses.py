@@ -83,9 +83,9 @@ def as_number(value) -> float:
 
 
 def choose_terms(series: Series, wanted: str | None) -> list[str]:
-    """Those in the comma-separated list, or all: the total loss first, the others as they came."""
+    """Those in the comma-separated list, or all: the total loss first, the others by name."""
     if wanted is None:
-        return sorted(series, key=lambda term: term != "loss")
+        return sorted(series, key=lambda term: (term != "loss", term))
     terms = [term.strip() for term in wanted.split(",") if term.strip()]
     unknown = [term for term in terms if term not in series]
     if unknown or not terms:
@@ -110,7 +110,8 @@ def draw_curve(axes, name: str, points: list[tuple[int, float]], colour: str) ->
         smooth = running_mean(values, window=len(points) // 40)
         axes.plot(updates, smooth, color=colour, linewidth=1.6, label=f"{name} (running mean)")
     else:
-        axes.plot(updates, values, color=colour, linewidth=1.4, label=name)
+        marker = "." if len(points) < 5 else ""  # a line of one point would not show
+        axes.plot(updates, values, color=colour, marker=marker, linewidth=1.4, label=name)
 
 
 def draw_panel(axes, term: str, curves: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
@@ -149,11 +150,14 @@ def draw(series: Series, terms: Sequence[str], title: str):
     colours = {**COLOURS, **dict(zip(sorted(others), itertools.cycle(MORE_COLOURS)))}
     columns = min(len(terms), 3 if len(terms) != 4 else 2)
     rows = math.ceil(len(terms) / columns)
+    updates = [update for term in terms for points in series[term].values() for update, _ in points]
+    margin = max(1, 0.04 * (max(updates) - min(updates)))
     figure = Figure(figsize=(max(5.5, 4.3 * columns), 3.1 * rows + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=13)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, term in zip(panels, terms, strict=False):
         draw_panel(axes, term, series[term], colours)
+        axes.set_xlim(min(updates) - margin, max(updates) + margin)
     for axes in panels[len(terms) :]:
         axes.set_visible(False)
     return figure

@@ -5,15 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import overlap
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+spec = importlib.util.spec_from_file_location("evaluate_script", REPOSITORY / "scripts" / "evaluate.py")
 evaluate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evaluate)
 
@@ -258,8 +257,8 @@ def test_examples_are_spread_over_the_test_set():
 
 @pytest.mark.slow
 def test_errors_are_one_line_and_status_1(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "none.txt")]
-    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    command = [sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), str(tmp_path / "none.txt")]
+    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(REPOSITORY)])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().split("\n")[-1].startswith("error: ") and "Traceback" not in done.stderr

@@ -2,18 +2,17 @@
 
 import importlib.util
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import REPOSITORY, run_module
 
 from diffusion_fairseq.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export_checkpoint.py")
+spec = importlib.util.spec_from_file_location(
+    "export_script", REPOSITORY / "scripts" / "export_checkpoint.py"
+)
 export_checkpoint = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export_checkpoint)
 
@@ -161,9 +160,9 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     torch.save([1], tmp_path / "list")
     torch.save({"epoch": 3}, tmp_path / "no model")
     for name in [*contents, "list", "no model"]:
-        with pytest.raises(UserError, match=f"{name}: (refused: )?not a( fairseq)? checkpoint$"):
+        with pytest.raises(UserError, match=f"{name} (refused|cannot be read)"):
             run("--ema", tmp_path / name, "--output", tmp_path / "out.pt")
-    with pytest.raises(UserError, match="none: No such file or directory$"):
+    with pytest.raises(UserError, match="none cannot be read: No such file or directory"):
         run("--ema", tmp_path / "none", "--output", tmp_path / "out.pt")
 
 
@@ -179,42 +178,32 @@ class Payload:
 
 def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(tmp_path):
     source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=Payload(str(tmp_path / "ran")))
-    with pytest.raises(
-        UserError, match=r"a\.pt: refused: it holds \S*\.mkdir, not only weights and settings$"
-    ):
+    with pytest.raises(UserError, match=r"a\.pt refused: it holds \S*\.mkdir"):
         run("--ema", source, "--output", tmp_path / "ema.pt")
     assert not (tmp_path / "ran").exists()
 
 
-def fairseq(tool, *arguments):
-    """Run a fairseq command with the plugin, from the environment that runs the tests."""
-    command = [shutil.which(f"fairseq-{tool}", path=os.path.dirname(sys.executable)), *map(str, arguments)]
-    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
-    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 TINY_TRAINING = """
-    --arch transformer --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16
-    --encoder-attention-heads 2 --encoder-normalize-before --decoder-layers 1 --decoder-embed-dim 16
-    --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 --decoder-normalize-before
-    --store-ema --ema-decay 0.5 --max-tokens 200 --optimizer adam --lr 0.01 --max-update 5
-    --cpu --data-buffer-size 0 --num-workers 0
+    --task seq2seq_diffusion --arch genie_tiny --criterion diffusion_vlb --store-ema --ema-decay 0.5
+    --batch-size 16 --optimizer adam --lr 0.01 --max-update 5 --cpu --num-workers 0
 """
 
 
 @pytest.mark.slow
-def test_an_exported_ema_of_a_trained_model_decodes(tmp_path):
+def test_the_exported_ema_and_average_of_a_training_decode(tmp_path):
     for language, words in {"src": "abcde", "tgt": "vwxyz"}.items():
         lines = [" ".join(words[(i * j) % 5] for j in range(1, 4 + i % 3)) for i in range(16)]
         (tmp_path / f"text.{language}").write_text("\n".join(lines) + "\n")
-    text, data, plugin = tmp_path / "text", tmp_path / "bin", ["--user-dir", ROOT / "diffusion_fairseq"]
-    texts = [part for split in ("train", "valid", "test") for part in (f"--{split}pref", text)]
-    fairseq("preprocess", *plugin, "-s", "src", "-t", "tgt", *texts, "--destdir", data)
-    fairseq("train", data, *plugin, *TINY_TRAINING.split(), "--save-dir", tmp_path / "checkpoints")
-    source, exported = tmp_path / "checkpoints" / "checkpoint_last.pt", tmp_path / "ema.pt"
-    export_checkpoint.main(["--ema", str(source), "--output", str(exported)])
-    out = fairseq("generate", data, *plugin, "--path", exported, "--cpu", "--required-batch-size-multiple", 1)
-    assert sum(line.startswith("D-") for line in out.splitlines()) == 16
+    texts = [part for split in ("train", "valid", "test") for part in (f"--{split}pref", tmp_path / "text")]
+    run_module("preprocess", "-s", "src", "-t", "tgt", *texts, "--joined-dictionary", "--destdir", tmp_path)
+    run_module("train", tmp_path, *TINY_TRAINING.split(), "--save-dir", tmp_path)
+    last, first = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint1.pt"
+    ema = run("--ema", last, "--output", tmp_path / "ema.pt")
+    assert ema["model"].keys() == torch.load(last, weights_only=True)["model"].keys()
+    run("--average", first, last, "--output", tmp_path / "average.pt")
+    for exported in ("ema.pt", "average.pt"):
+        done = run_module(
+            "generate", tmp_path, "--task", "seq2seq_diffusion", "--path", tmp_path / exported, "--cpu",
+            "--diffusion-steps", "2",
+        )  # fmt: skip
+        assert sum(line.startswith("D-") for line in done.stdout.splitlines()) == 16

@@ -83,10 +83,10 @@ def test_values_that_are_no_finite_number_are_left_out(log):
 
 
 def test_the_total_comes_first_and_terms_can_be_chosen(log):
-    series = plot_losses.read_series([log([inner(10, t0="1", mse="2", loss="3")])])
-    assert plot_losses.choose_terms(series, None) == ["loss", "t0", "mse"]
-    assert plot_losses.choose_terms(series, "mse, t0") == ["mse", "t0"]
-    with pytest.raises(SystemExit, match="error: --terms: no mes; the log has t0, mse, loss"):
+    series = plot_losses.read_series([log([inner(10, t0="1", loss="3", anchor="2")])])
+    assert plot_losses.choose_terms(series, None) == ["loss", "anchor", "t0"]
+    assert plot_losses.choose_terms(series, "t0, loss") == ["t0", "loss"]
+    with pytest.raises(SystemExit, match="error: --terms: no mes; the log has t0, loss, anchor"):
         plot_losses.choose_terms(series, "t0,mes")
 
 
@@ -115,6 +115,17 @@ def test_many_points_get_a_running_mean(log):
     (panel,) = plot_losses.draw(series, ["mse"], "").axes
     assert len(panel.get_lines()) == 2
     assert panel.get_legend().get_texts()[0].get_text() == "train (running mean)"
+
+
+def test_all_panels_span_the_same_updates_and_a_single_point_shows(log):
+    pytest.importorskip("matplotlib")
+    series = plot_losses.read_series(
+        [log([inner(100, mse="1"), inner(200, t0="1", mse="1"), inner(300, mse="1")])]
+    )
+    mse, t0 = plot_losses.draw(series, ["mse", "t0"], "").axes
+    assert mse.get_xlim() == t0.get_xlim()
+    assert t0.get_xlim()[0] < 100 and t0.get_xlim()[1] > 300
+    assert t0.get_lines()[0].get_marker() == "."
 
 
 def test_every_number_of_panels_fits(log):

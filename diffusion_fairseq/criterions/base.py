@@ -106,10 +106,11 @@ class DiffusionCriterion(FairseqCriterion):
         """Log every term per position (length: per sentence, t0: per position of examples at t = 0), in nats."""
         own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count"}
         total = {name: sum(log[name] for log in logging_outputs) for name in logging_outputs[0]}
-        per = {"length": "nsentences"}
-        for name in total.keys() - own:
-            count = float(total[per.get(name, "sample_size")])
-            metrics.log_scalar(name, float(total[name]) / max(count, 1.0), count, round=4)
+        per, digits = {"length": "nsentences"}, {"prior": 10}
+        for name in total:
+            if name not in own:
+                count = float(total[per.get(name, "sample_size")])
+                metrics.log_scalar(name, float(total[name]) / max(count, 1.0), count, round=digits.get(name, 4))
         if total["t0_count"] > 0:
             metrics.log_scalar("t0", float(total["t0"] / total["t0_count"]), float(total["t0_count"]), round=4)
 

@@ -2,15 +2,18 @@
 
 import logging
 import os
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Dict, List
 
 from fairseq import utils
 from fairseq.data import Dictionary, LanguagePairDataset, data_utils
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask, load_langpair_dataset
+from omegaconf import OmegaConf
 from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
@@ -60,6 +63,10 @@ class Seq2SeqDiffusionTask(TranslationTask):
         for name in ("max_source_positions", "max_target_positions"):
             if cfg[name] < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {cfg[name]}")
+        for name in ("truncate_source", "load_alignments", "left_pad_target"):
+            if cfg[name]:
+                raise UserError(f"--{name.replace('_', '-')} has no use here (sources and targets are always cut to "
+                                "fit, targets padded on the right): leave it out")
         folder = utils.split_paths(cfg.data)[0]
         if not os.path.isdir(folder):
             raise UserError(f"no such data folder: {folder}; make it with fairseq-preprocess")
@@ -116,6 +123,11 @@ class Seq2SeqDiffusionTask(TranslationTask):
             constraints=pairs.constraints, pad_to_multiple=cfg.required_seq_len_multiple, **options,
         )
 
+    def can_reuse_epoch_itr(self, dataset) -> bool:
+        """Batch the training data anew in every epoch: the host seeds the order of sentences with the epoch in which
+        it batches them, so that a resumed run would otherwise go on with other batches."""
+        return dataset is not self.datasets.get(self.cfg.train_subset)
+
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> LanguagePairDataset:
         """Sources alone, cut, for fairseq-interactive."""
         pairs = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
@@ -127,7 +139,7 @@ class Seq2SeqDiffusionTask(TranslationTask):
         Raises:
             UserError: cfg names a model of another kind.
         """
-        arch = cfg.get("_name") or cfg.get("arch")
+        arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), DiffusionModel):
             known = sorted(a for a, m in ARCH_MODEL_REGISTRY.items() if issubclass(m, DiffusionModel))
             where = "the checkpoint holds" if from_checkpoint else "--arch names"
@@ -148,19 +160,23 @@ class Seq2SeqDiffusionTask(TranslationTask):
         if len(models) != 1:
             raise UserError("--path names several models: every diffusion model has its own latent space, so they "
                             "cannot be averaged; give one")
+        given = vars(args) if isinstance(args, Namespace) else args
+        options = OmegaConf.merge(OmegaConf.structured(GenerationConfig), given)
         return DiffusionGenerator(
-            models[0], self.tgt_dict, self.cfg, nbest=getattr(args, "nbest", 1),
-            max_len_a=getattr(args, "max_len_a", 0.0), max_len_b=getattr(args, "max_len_b", 200),
-            retain_history=getattr(args, "retain_iter_history", False),
+            models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
+            max_len_b=options.max_len_b, retain_history=options.retain_iter_history,
         )
 
     def build_bpe(self, args):
         """The subword encoder, refused where it cannot have made the dictionary.
 
         Raises:
-            UserError: the sentencepiece model does not fit the source dictionary.
+            UserError: a file of the encoder is missing, or the sentencepiece model does not fit the source dictionary.
         """
-        bpe = super().build_bpe(args)
+        try:
+            bpe = super().build_bpe(args)
+        except OSError as error:
+            raise UserError(f"--bpe: {error}") from error
         if hasattr(bpe, "sp"):
             words = [w for w in self.src_dict.symbols[self.src_dict.nspecial:] if not w.startswith("madeupword")]
             missing = sum(bpe.sp.PieceToId(word) == bpe.sp.unk_id() for word in words)
