@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
@@ -15,6 +16,9 @@ from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfi
 from diffusion_fairseq.text.embedding import clamp_to_tokens, nearest_tokens
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
+# Lengths are padded to a multiple of this. A matrix product or a softmax sums in another order for another shape, and
+# the reverse process makes differences in the last bit grow; at whole multiples of a vector register it sums alike.
+ALIGNMENT = 16
 START = 0  # the draw of a noise stream that makes x_T; step i draws number i + 1
 
 
@@ -53,6 +57,11 @@ class Denoiser:
         clamped = self.clamping_from is not None and self.calls >= self.clamping_from
         self.calls += 1
         return clamp_to_tokens(self.estimate, self.model.embedding.weight, self.forbidden) if clamped else self.estimate
+
+
+def aligned(length: int) -> int:
+    """The least multiple of ALIGNMENT that holds a length."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 class DiffusionGenerator:
@@ -118,6 +127,8 @@ class DiffusionGenerator:
             raise UserError("--prefix-size and --constraints are not served by diffusion generation: leave them out")
         model = self.model
         src_tokens = sample["net_input"]["src_tokens"]
+        width = src_tokens.size(1)
+        src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=model.pad)
         encoded = model.encode(src_tokens)
         rows = self._rows(encoded, src_tokens)
         forbidden = self.forbidden.to(src_tokens.device)
@@ -136,7 +147,7 @@ class DiffusionGenerator:
         return [sorted(group, key=lambda hypothesis: -hypothesis["score"]) for group in grouped]
 
     def _reverse_process(self, denoise: Denoiser, rows: Rows):
-        length, dim = int(rows.lengths.max()), self.model.embedding.embedding_dim
+        length, dim = aligned(int(rows.lengths.max())), self.model.embedding.embedding_dim
 
         def noise(counter: int) -> Tensor:
             return gaussian_noise(rows.keys, counter, length, dim)
@@ -160,8 +171,7 @@ class DiffusionGenerator:
         keys = combine(sequence_keys(src_tokens, encoded.mask, self.sampling.seed)[:, None], candidates)
         lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten()
         keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten()
-        length = int(lengths.max())
-        mask = lengths_to_mask(lengths, length)
+        mask = lengths_to_mask(lengths, aligned(int(lengths.max())))
         return Rows(self.model.memory(encoded), lengths, None if mask.all() else mask, keys)
 
     def _hypotheses(self, tokens: Tensor, scores: Tensor, lengths: Tensor, history: List[Tensor]) -> List[Dict[str, Any]]:

@@ -152,9 +152,10 @@ check_environment() { # an environment that was there before: does it suit?
 }
 
 fresh=
-abandon() { # fail without leaving half an environment behind
+abandon() { # leave without half an environment, with a message where none was printed yet
     [[ -z $fresh ]] || rm -rf "$venv"
-    fail "$@"
+    (($# == 0)) || fail "$@"
+    exit 1
 }
 
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
@@ -175,7 +176,7 @@ check_network() { # finds torch in the index, and thereby whether it is the many
     if [[ $(uname -s) == Linux && $report != *"\"$torch+cpu\""* ]]; then
         nvidia-smi -L >/dev/null 2>&1 || say "no GPU here, but the index has only torch's CUDA build (several" \
             "GB): TORCH_INDEX_URL can name PyTorch's CPU-only index, see --help"
-        (check_disk "$((gigabytes > 6 ? gigabytes : 6))") || abandon "nothing was installed"
+        (check_disk 6) || abandon
     fi
 }
 

@@ -4,7 +4,7 @@ from helpers import make_dictionary, make_genie, make_sample, make_sampling
 
 from diffusion_fairseq.diffusion.noise import gaussian_noise
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.generator import START, DiffusionGenerator
+from diffusion_fairseq.generator import START, DiffusionGenerator, aligned
 
 DICTIONARY = make_dictionary()
 PAD, EOS, BOS = DICTIONARY.pad(), DICTIONARY.eos(), DICTIONARY.bos()
@@ -86,8 +86,8 @@ def test_score_is_the_probability_of_the_unclamped_estimate():
     hypothesis = generator.generate([model], sample)[0][0]
     with torch.no_grad():
         rows = generator._rows(model.encode(tokens), tokens)
-        noise = gaussian_noise(rows.keys, START, int(rows.lengths.max()), model.embedding.embedding_dim)
-        estimate = model.denoise(noise, torch.tensor(1999), rows.memory)
+        noise = gaussian_noise(rows.keys, START, aligned(int(rows.lengths.max())), model.embedding.embedding_dim)
+        estimate = model.denoise(noise, torch.tensor(1999), rows.memory, rows.mask)
         logits = model.round_logits(estimate)[0].masked_fill(generator.forbidden, -torch.inf)
     kept = len(hypothesis["tokens"])
     expected = logits.log_softmax(-1)[range(kept), hypothesis["tokens"]]
@@ -119,7 +119,7 @@ def test_longest_model_generates_what_it_was_trained_on():
     sample = make_sample(DICTIONARY, [3, 12])
     generator = make_generator(model)
     rows = generator._rows(model.encode(sample["net_input"]["src_tokens"]), sample["net_input"]["src_tokens"])
-    assert rows.lengths.tolist() == [7, 7] and rows.mask is None
+    assert rows.lengths.tolist() == [7, 7]
 
 
 def test_history_holds_every_step_and_ends_with_the_text():

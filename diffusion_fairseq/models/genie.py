@@ -56,7 +56,9 @@ class SourceEncoder(nn.Module):
         embedded = self.tokens(src_tokens if shared is None else shared(src_tokens))
         mask = src_tokens != self.pad
         first = mask.int().argmax(dim=1, keepdim=True)
-        positions = (torch.arange(src_tokens.size(1), device=src_tokens.device) - first).clamp(min=0)
+        positions = torch.arange(src_tokens.size(1), device=src_tokens.device) - first
+        # Padding may reach beyond the last position; it is masked.
+        positions = positions.clamp(0, self.positions.num_embeddings - 1)
         x = self.dropout(self.norm(embedded + self.positions(positions)))
         for layer in self.layers:
             x = layer(x, mask)
@@ -127,8 +129,8 @@ class GenieModel(DiffusionModel):
         if self.self_conditioning:
             xt = with_previous(xt, previous)
         time = self.time_embedding(t.reshape(-1).float() * (TIME_SCALE / self.schedule.num_timesteps))
-        positions = self.positions.weight[: xt.size(1)]
-        x = self.dropout(self.norm(self.up_projection(xt) + positions + time[:, None]))
+        positions = torch.arange(xt.size(1), device=xt.device).clamp(max=self.positions.num_embeddings - 1)
+        x = self.dropout(self.norm(self.up_projection(xt) + self.positions(positions) + time[:, None]))
         for layer, layer_memory in zip(self.layers, memory.layers):
             x = layer(x, layer_memory, mask, memory.mask)
         return self.down_projection(x)

@@ -1,0 +1,91 @@
+"""What the data preparers share: checked reading, atomic writing, one-line errors. Standard library only."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Callable, Iterable, Iterator
+
+
+class DataError(Exception):
+    """Bad input, seen before anything was written: a one-line message that says what, where and the remedy."""
+
+
+def run(main: Callable[[], None]) -> int:
+    """Call main(); end a DataError, an OSError or Ctrl-C in one line on stderr. Returns the exit status."""
+    try:
+        main()
+    except DataError as error:
+        message, status = str(error), 1
+    except OSError as error:
+        message, status = f"{error.filename or 'input/output'}: {error.strerror or error}", 1
+    except KeyboardInterrupt:
+        message, status = "interrupted; run the same command again", 130
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def progress(message: str) -> None:
+    """One line on stderr, at once."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of the files' contents one after the other, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, sums: Path) -> None:
+    """Compare a file with its line in a SHA256SUMS file ("<hex>  <name>"); DataError when they differ."""
+    expected = {}
+    for line in sums.read_text(encoding="ascii").splitlines():
+        digest, _, name = line.partition("  ")
+        expected[name] = digest
+    if path.name not in expected:
+        raise DataError(f"{sums} has no line for {path.name}; restore it from the repository")
+    if sha256(path) != expected[path.name]:
+        raise DataError(f"{path} does not have the checksum of {sums.name}; restore it from the repository")
+
+
+def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    r"""Decode the lines of a binary stream without their "\n"; DataError names the file and the line."""
+    for number, raw in enumerate(stream, 1):
+        try:
+            yield raw.decode("utf-8").rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}, line {number}: not UTF-8 (byte {error.start + 1} of the line is "
+                            f"0x{raw[error.start]:02x}); convert the file to UTF-8") from None
+
+
+def write_files(folder: Path, files: dict[str, list[str]]) -> list[str]:
+    """Write {name: lines} into folder, made when absent; returns the names whose content changed.
+
+    Every file is complete on disk under a temporary name before the first one is renamed, so no reader sees
+    half a file and a full disk changes nothing. A file that already has its content is left alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staged: dict[str, Path] = {}
+    try:
+        for name, lines in files.items():
+            content = "".join(line + "\n" for line in lines).encode("utf-8")
+            target = folder / name
+            if target.is_file() and target.read_bytes() == content:
+                continue
+            staged[name] = folder / f".{name}.{os.getpid()}.tmp"
+            with open(staged[name], "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, temporary in staged.items():
+            os.replace(temporary, folder / name)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+    return list(staged)

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Sets up as scripts/setup.sh does, then runs ruff and the tests; see --help.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/test.sh [--fast] [--host modern|official] [pytest arguments]
+
+Runs scripts/setup.sh, ruff, and every test: those of single functions and those of fairseq's commands.
+
+  --fast    leave out the tests that start fairseq's commands
+  --host    the host to test on, see scripts/setup.sh --help
+TEXT
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+host=modern
+selection=()
+arguments=()
+while (($#)); do
+    case $1 in
+        --fast) selection=(-m 'not slow') ;;
+        --host)
+            host=${2-}
+            shift
+            ;;
+        --host=*) host=${1#--host=} ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *) arguments+=("$1") ;;
+    esac
+    (($#)) && shift
+done
+
+bash "$root/scripts/setup.sh" --host "$host"
+python=$(bash "$root/scripts/setup.sh" --host "$host" --where)/bin/python
+cd "$root"
+export OMP_NUM_THREADS=1
+
+printf '[test] ruff\n'
+"$python" -m ruff check .
+printf '[test] pytest\n'
+# A file's tests share what they have trained, so a file stays in one process.
+"$python" -m pytest --numprocesses 2 --dist loadfile --durations 10 \
+    ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
