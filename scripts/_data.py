@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
@@ -52,6 +53,22 @@ def check_sha256(path: Path, sums: Path) -> None:
         raise DataError(f"{sums} has no line for {path.name}; restore it from the repository")
     if sha256(path) != expected[path.name]:
         raise DataError(f"{path} does not have the checksum of {sums.name}; restore it from the repository")
+
+
+def read_compressed(path: Path) -> Iterator[bytes]:
+    """The lines of a .xz, .bz2, .gz or plain file, as bytes; DataError when it can't be unpacked."""
+    try:        # here and not above, because a Python built from source often lacks one of them
+        import bz2
+        import gzip
+        import lzma
+    except ImportError as error:
+        raise DataError(f"this Python was built without {error.name}; use another one") from None
+    opener = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix, open)
+    with opener(path, "rb") as stream:
+        try:
+            yield from stream
+        except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+            raise DataError(f"{path} cannot be unpacked ({error}); fetch it again") from None
 
 
 def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
