@@ -87,17 +87,17 @@ class DiffusionGenerator:
         trained = model.schedule.num_timesteps
         steps = min(DEFAULT_STEPS, trained) if sampling.diffusion_steps is None else sampling.diffusion_steps
         if steps > trained:
-            raise UserError(f"--diffusion-steps {steps} exceeds the {trained} timesteps that the model was trained with")
+            raise UserError(f"--diffusion-steps {steps} exceeds the {trained} timesteps the model was trained with")
         if sampling.clamping_from and not sampling.clamping:
             raise UserError("--clamping-from acts only with --clamping: give both")
         if sampling.clamping and sampling.clamping_from >= steps:
-            raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps (0 to {steps - 1})")
+            raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps 0..{steps - 1}")
         if sampling.length_beam > 1 and model.length_model != "predicted":
             raise UserError("--length-beam needs a model trained with --length-model predicted; this one generates "
                             "padding: take --candidates instead")
         per_source = sampling.candidates * sampling.length_beam
         if nbest > per_source:
-            raise UserError(f"--nbest {nbest} needs as many hypotheses: --candidates times --length-beam is {per_source}")
+            raise UserError(f"--nbest {nbest} exceeds the hypotheses: --candidates times --length-beam is {per_source}")
         self.model, self.dictionary, self.sampling = model, dictionary, sampling
         self.max_len_a, self.max_len_b = max_len_a, max_len_b
         self.retain_history = retain_history
@@ -174,7 +174,8 @@ class DiffusionGenerator:
         mask = lengths_to_mask(lengths, aligned(int(lengths.max())))
         return Rows(self.model.memory(encoded), lengths, None if mask.all() else mask, keys)
 
-    def _hypotheses(self, tokens: Tensor, scores: Tensor, lengths: Tensor, history: List[Tensor]) -> List[Dict[str, Any]]:
+    def _hypotheses(self, tokens: Tensor, scores: Tensor, lengths: Tensor,
+                    history: List[Tensor]) -> List[Dict[str, Any]]:
         """Cut each row at its end of sentence, on the host."""
         tokens, scores = tokens.cpu(), scores.cpu()
         history = [step.cpu() for step in history]

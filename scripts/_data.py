@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Iterator
 
 
 class DataError(Exception):
-    """Bad input, seen before anything was written: a one-line message that says what, where and the remedy."""
+    """Bad input, seen before anything was written: one line that says what, where and the remedy."""
 
 
 def run(main: Callable[[], None]) -> int:

@@ -1,4 +1,4 @@
-"""debsum's text, filters and groups: from package descriptions to (description, synopsis) pairs, without I/O."""
+"""debsum's text, filters and groups: from package descriptions to (description, synopsis) pairs. No I/O."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ MIN_TARGET_WORDS, MAX_TARGET_WORDS = 3, 20
 STEM = 4                    # letters that make two content words the same: highlighter, highlighting
 SHINGLE = 5                 # words
 SHINGLE_SOURCES = 10        # a shingle of more sources is a turn of phrase, not a common text
-SHARED_SHINGLES = 4         # so many common shingles put two sources into one group
+COMMON_SHINGLES = 4         # so many common shingles put two sources into one group
 NEAR_DUPLICATE = 0.5        # share of the shorter description's shingles that makes it a copy
 LEAK_WORDS = 8              # so many words in a row of an evaluation description bar a training pair
 
@@ -119,7 +119,7 @@ def name_words(package: Package) -> set[str]:
 
 
 def mask(paragraph: str, names: set[str]) -> str:
-    """The paragraph as it is compared: small letters, "@" for the package's names, "#" for words with digits."""
+    """The paragraph as it is compared: small letters, "@" for the names, "#" for words with digits."""
     def hide(match: re.Match) -> str:
         word = match.group()
         if word in names:
@@ -132,10 +132,10 @@ def mask(paragraph: str, names: set[str]) -> str:
 
 
 def make_pairs(packages: Iterable[Package]) -> tuple[list[Pair], int]:
-    """Pairs of cleaned texts in the order of the packages, boilerplate dropped; and how many paragraphs that was.
+    """Pairs of cleaned texts in the order of the packages, and how many boilerplate paragraphs were dropped.
 
-    Boilerplate is a paragraph whose masked text at least BOILERPLATE_SOURCES sources share, one that begins with
-    a label ("Author:"), or one of fewer than three letters.
+    Boilerplate is a paragraph whose masked text at least BOILERPLATE_SOURCES sources share, one that begins
+    with a label ("Author:"), or one of fewer than three letters.
     """
     split, sources = [], defaultdict(set)
     for package in packages:
@@ -144,10 +144,10 @@ def make_pairs(packages: Iterable[Package]) -> tuple[list[Pair], int]:
         for _, masked in texts:
             sources[masked].add(package.source)
         split.append((package, texts))
-    shared = {masked for masked, users in sources.items() if len(users) >= BOILERPLATE_SOURCES}
+    common = {masked for masked, users in sources.items() if len(users) >= BOILERPLATE_SOURCES}
     pairs, dropped = [], 0
     for package, texts in split:
-        own = [text for text, masked in texts if masked not in shared and not LABELLED.match(text)
+        own = [text for text, masked in texts if masked not in common and not LABELLED.match(text)
                and len(re.findall(r"[A-Za-z]", text)) >= 3]
         dropped += len(texts) - len(own)
         words = " ".join(own).split()[:MAX_SOURCE_WORDS]
@@ -161,8 +161,8 @@ NO_FUNCTION_NAME = re.compile(
     r"-(?:dev|doc|docs|manual|prof|data|common|examples?|dbg|dbgsym|tests?|l10n|i18n|source|src|headers)$")
 NO_FUNCTION_SECTIONS = {"debug", "introspection", "localization", "metapackages", "oldlibs", "tasks"}
 NO_FUNCTION_SYNOPSIS = re.compile(r"transitional|dummy|meta-?package", re.IGNORECASE)
-STOP_WORDS = set("a an and are as at be by for from has have in is it its of on or that the this to use used using "
-                 "with".split())
+STOP_WORDS = set("a an and are as at be by for from has have in is it its of on or that the this to use used "
+                 "using with".split())
 
 
 def words_of(text: str) -> list[str]:
@@ -208,7 +208,7 @@ def runs(text: str, length: int) -> set[str]:
 
 
 def group_sources(pairs: Iterable[Pair]) -> dict[str, str]:
-    """{source: representative of its group}: sources grouped that share SHARED_SHINGLES informative shingles.
+    """{source: representative of its group}: sources grouped that share COMMON_SHINGLES informative shingles.
 
     Informative is a shingle of 2 to SHINGLE_SOURCES sources. Groups are the connected parts.
     """
@@ -233,7 +233,7 @@ def group_sources(pairs: Iterable[Pair]) -> dict[str, str]:
         return source
 
     for (one, other), count in common.items():
-        if count >= SHARED_SHINGLES:
+        if count >= COMMON_SHINGLES:
             low, high = sorted((root(one), root(other)))
             parent[high] = low
     return {source: root(source) for source in texts}
@@ -253,8 +253,9 @@ def drop_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
     for pair in sorted(pairs, key=lambda pair: (pair.name != pair.source, -len(pair.description), pair.name)):
         shingles = {hash(run) for run in runs(pair.description, SHINGLE)}
         common = Counter(other for run in shingles for other in users[run])
-        if synopsis_key(pair) in synopses or any(
-                count >= NEAR_DUPLICATE * min(len(shingles), kept[other][1]) for other, count in common.items()):
+        copies = (count >= NEAR_DUPLICATE * min(len(shingles), kept[other][1])
+                  for other, count in common.items())
+        if synopsis_key(pair) in synopses or any(copies):
             continue
         synopses.add(synopsis_key(pair))
         for run in shingles:
@@ -264,7 +265,7 @@ def drop_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def drop_leaks(pairs: Iterable[Pair], evaluation: Iterable[Pair]) -> list[Pair]:
-    """The pairs that share no synopsis and no LEAK_WORDS successive words of description with the evaluation."""
+    """The pairs that repeat no synopsis and no LEAK_WORDS successive words of an evaluation pair."""
     synopses, texts = set(), set()
     for pair in evaluation:
         synopses.add(synopsis_key(pair))

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Build the summarisation set debsum from apt's package indexes: extended description -> one-line synopsis.
 
-Fetches the English indexes of this machine's own apt sources into a temporary folder (about 15 MB), or reads those
-of --indexes, and writes {train,valid,test}.{src,tgt,id} and debsum.json (the counts) into --out. valid and test
-are the packages of the pin file, as far as the index still has them with the pinned text. Needs neither root nor
-any package, and leaves the system's apt alone. Standard library only.
+Fetches the English indexes of this machine's own apt sources into a temporary folder (about 15 MB), or reads
+those of --indexes, and writes {train,valid,test}.{src,tgt,id} and debsum.json (the counts) into --out. valid
+and test are the packages of the pin file, as far as the index still has them with the pinned text. Needs
+neither root nor any package, and leaves the system's apt alone. Standard library only.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from _debsum import Package, Pair
 SCRIPTS = Path(__file__).resolve().parent
 PIN = SCRIPTS.parent / "examples" / "debsum" / "pin.txt"
 REPORT = "debsum.json"
-MIRROR_HINT = ("put Packages.xz and Translation-en.xz (or .bz2, .gz) of a mirror's dists/RELEASE/main/binary-amd64 "
-               "and dists/RELEASE/main/i18n into a folder and name it with --indexes")
+Pins = dict[str, tuple[str, str]]       # {package: (split, first digits of its Description-md5)}
+MIRROR_HINT = "put a mirror's Packages.xz and Translation-en.xz into a folder and name it with --indexes"
 
 # Read with -c, after the machine's own settings: proxies and keys stay, lists and hooks of the system do not.
 APT_SETTINGS = """
@@ -54,7 +54,8 @@ def apt(command: str, settings: Path, *options: str) -> str:
                           env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no message"]
-        raise DataError(f"apt-get {command}: {errors[0]}; check the network and apt's sources, or {MIRROR_HINT}")
+        raise DataError(f"apt-get {command}: {errors[0]}; check the network and apt's sources, "
+                        f"or {MIRROR_HINT}")
     return done.stdout
 
 
@@ -128,26 +129,28 @@ def read_packages(indexes: tuple[list[Path], list[Path]]) -> list[Package]:
                 packages[name] = Package(name, fields.get("Source", name).split()[0],
                                          fields.get("Section", "unknown"), md5, synopsis, body)
     if not packages:
-        raise DataError(f"{indexes[0][0]} and {indexes[1][0]} have no package in common; take both from one release")
+        raise DataError(f"{indexes[0][0]} and {indexes[1][0]} have no package in common; "
+                        "take both from one release")
     return list(packages.values())
 
 
 # ---- the evaluation set
 
-def read_pins(path: Path) -> dict[str, tuple[str, str]]:
-    """{package: (split, first digits of its Description-md5)} in the order of a pin file."""
+def read_pins(path: Path) -> Pins:
+    """The pins of a file in its order."""
     pins = {}
     with open(path, "rb") as stream:
         for number, line in enumerate(utf8_lines(stream, str(path)), 1):
             fields = line.split()
             if len(fields) != 3 or fields[0] not in ("valid", "test"):
-                raise DataError(f"{path}, line {number}: not \"valid|test package md5-prefix\"; restore the file")
+                raise DataError(f"{path}, line {number}: not \"valid|test package md5-prefix\"; "
+                                "restore the file")
             pins[fields[1]] = (fields[0], fields[2])
     return pins
 
 
-def take_pinned(pairs: Iterable[Pair], pins: dict[str, tuple[str, str]]) -> tuple[dict[str, list[Pair]], Counter]:
-    """({"valid": pairs, "test": pairs} in the order of the pins, counts of what the index lacks or has changed)."""
+def take_pinned(pairs: Iterable[Pair], pins: Pins) -> tuple[dict[str, list[Pair]], Counter]:
+    """({"valid": pairs, "test": pairs} in the order of the pins, counts of missing and changed packages)."""
     named = {pair.name: pair for pair in pairs if pair.name in pins}
     splits: dict[str, list[Pair]] = {"valid": [], "test": []}
     lost = Counter(missing=0, changed=0)
@@ -163,8 +166,8 @@ def take_pinned(pairs: Iterable[Pair], pins: dict[str, tuple[str, str]]) -> tupl
 
 # ---- the whole
 
-def select(packages: list[Package], pins: dict[str, tuple[str, str]]) -> tuple[dict[str, list[Pair]], dict]:
-    """All splits, and the counts of every stage. Training pairs come in an order that depends on names alone."""
+def select(packages: list[Package], pins: Pins) -> tuple[dict[str, list[Pair]], dict]:
+    """All splits, and the counts of every stage. The order of the training pairs depends on names alone."""
     counts: dict = {"stages": {}}
 
     def stage(what: str, left: list[Pair]) -> list[Pair]:
@@ -178,7 +181,7 @@ def select(packages: list[Package], pins: dict[str, tuple[str, str]]) -> tuple[d
     splits, lost = take_pinned(pairs, pins)
     counts["boilerplate paragraphs"], counts["pinned"] = boilerplate, {"packages": len(pins), **lost}
     if not splits["valid"] or not splits["test"]:
-        raise DataError("the index has no pinned package with the pinned text; it must be of Debian 12 or near it")
+        raise DataError("the index has no pinned package with the pinned text; take that of Debian 12")
     evaluation = splits["valid"] + splits["test"]
     held = [pair for pair in pairs if pair.name in pins]
     pairs = [pair for pair in pairs if pair.name not in pins]
@@ -191,13 +194,14 @@ def select(packages: list[Package], pins: dict[str, tuple[str, str]]) -> tuple[d
     pairs = stage("in no group with a pinned package",
                   [pair for pair in pairs if groups[pair.source] not in taken])
     pairs = stage("one for each synopsis and near-duplicate description", _debsum.drop_duplicates(pairs))
-    pairs = stage("no synopsis or long run of words of the evaluation set", _debsum.drop_leaks(pairs, evaluation))
+    pairs = stage("no synopsis or long run of words of the evaluation set",
+                  _debsum.drop_leaks(pairs, evaluation))
     splits["train"] = sorted(pairs, key=lambda pair: hashlib.md5(pair.name.encode()).digest())
     return splits, counts
 
 
 def columns(splits: dict[str, list[Pair]]) -> dict[str, list[str]]:
-    """{file name: lines} of the aligned files; .id has package, source, section and md5, separated by tabs."""
+    """{file name: lines} of the aligned files; .id has package, source, section and md5 between tabs."""
     files = {}
     for split in ("train", "valid", "test"):
         files[f"{split}.src"] = [pair.description for pair in splits[split]]
@@ -235,23 +239,27 @@ def prepare(out: Path, indexes: Path | None, pin: Path, force: bool = False) -> 
     sizes = {split: len(splits[split]) for split in ("train", "valid", "test")}
     (out / REPORT).unlink(missing_ok=True)
     write_files(out, files)
-    report = {"inputs": inputs, "pairs": sizes, **counts, "sha256": {name: sha256(out / name) for name in files}}
+    digests = {name: sha256(out / name) for name in files}
+    report = {"inputs": inputs, "pairs": sizes, **counts, "sha256": digests}
     write_files(out, {REPORT: json.dumps(report, indent=1).split("\n")})
     for what, count in counts["pinned"].items():
         if what != "packages" and count:
-            progress(f"warning: {count:,} of {len(pins):,} pinned packages are {what} in this index and left out")
+            progress(f"warning: {count:,} of {len(pins):,} pinned packages {what} in this index, left out")
     return sizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Without apt, {MIRROR_HINT}.\nThe texts belong to their packages' authors: prepare them, "
-               "don't redistribute them.\nExample: scripts/prepare_debsum.py --out data/debsum")
+        epilog="Without apt, put Packages.xz of a mirror's dists/bookworm/main/binary-amd64 and\n"
+               "Translation-en.xz of its dists/bookworm/main/i18n (.bz2, .gz will do) into a folder and\n"
+               "name it with --indexes.\n"
+               "The texts belong to the packages' authors: prepare them, don't redistribute them.\n"
+               "Example: scripts/prepare_debsum.py --out data/debsum")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made when absent, kept when it already holds this set")
     parser.add_argument("--indexes", type=Path, metavar="DIR",
-                        help="read Packages and Translation-en (.xz, .bz2, .gz or plain) of DIR instead of using apt")
+                        help="read Packages and Translation-en (.xz, .bz2, .gz or plain) of DIR, without apt")
     parser.add_argument("--pin", type=Path, default=PIN, metavar="FILE",
                         help="evaluation packages, one \"valid|test package md5-prefix\" a line "
                              "(default: examples/debsum/pin.txt)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Unpack the embedded data set kjvweb: King James verse -> World English Bible verse. Standard library only."""
+"""Unpack the embedded set kjvweb: King James verse -> World English Bible verse. Standard library only."""
 
 import argparse
 import sys
@@ -15,18 +15,19 @@ Pairs = list[tuple[str, str]]
 
 
 def read_archive(archive: Path, sums: Path) -> dict[str, Pairs]:
-    """Verify the archive and read its six files: {split: [(source, target), ...]}; DataError says what is wrong."""
+    """Verify the archive and read its six files: {split: [(source, target), ...]}."""
     check_sha256(archive, sums)
     columns: dict[str, list[str]] = {}
     try:
         with tarfile.open(archive, "r:xz") as tar:
             for name in (f"{split}.{side}" for split in SPLITS for side in ("src", "tgt")):
-                # Only the names asked for are read, and nothing is extracted: a path in the archive has no effect.
+                # Nothing is extracted, so a path inside the archive has no effect.
                 columns[name] = list(utf8_lines(tar.extractfile(name), f"{archive}:{name}"))
     except KeyError as error:
         raise DataError(f"{archive}: {error.args[0]}; restore it from the repository") from None
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive}: cannot be unpacked ({error}); use a Python that has the lzma module") from None
+        raise DataError(f"{archive}: cannot be unpacked ({error}); "
+                        "use a Python that has the lzma module") from None
     pairs = {}
     for split in SPLITS:
         source, target = columns[f"{split}.src"], columns[f"{split}.tgt"]
@@ -42,8 +43,9 @@ def keep_short(pairs: Pairs, max_words: int) -> Pairs:
     return [pair for pair in pairs if max(len(side.split()) for side in pair) <= max_words]
 
 
-def prepare(archive: Path, sums: Path, out: Path, max_words: int | None = None) -> tuple[dict[str, int], list[str]]:
-    """Write {train,valid,test}.{src,tgt} into out; returns ({split: pairs}, names of the files that changed)."""
+def prepare(archive: Path, sums: Path, out: Path,
+            max_words: int | None = None) -> tuple[dict[str, int], list[str]]:
+    """Write {train,valid,test}.{src,tgt} into out; returns ({split: pairs}, names of changed files)."""
     splits = read_archive(archive, sums)
     if max_words is not None:
         splits = {split: keep_short(pairs, max_words) for split, pairs in splits.items()}
@@ -64,7 +66,8 @@ def main() -> None:
     parser.add_argument("--max-words", type=int, metavar="N",
                         help="keep the pairs of at most N words on both sides (default: all of them)")
     arguments = parser.parse_args()
-    counts, changed = prepare(EXAMPLE / "kjvweb.tar.xz", EXAMPLE / "SHA256SUMS", arguments.out, arguments.max_words)
+    counts, changed = prepare(EXAMPLE / "kjvweb.tar.xz", EXAMPLE / "SHA256SUMS",
+                              arguments.out, arguments.max_words)
     for split, count in counts.items():
         state = "written" if any(name.startswith(split) for name in changed) else "already there"
         print(f"{arguments.out / split}.src, .tgt: {count:,} pairs, {state}")

@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Callable, Dict, List, NamedTuple
 
 import sentencepiece
 import torch
@@ -77,21 +78,26 @@ def flat(options: Dict[str, str]) -> List[str]:
     return [word for pair in options.items() for word in pair]
 
 
-def run(words: List[str], log: Path) -> None:
-    """Run a command with its output in `log`; where it fails, its last words are shown.
+def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line: None, mode: str = "w") -> None:
+    """Run a command with its output in `log`; `follow` sees every line, for a progress bar.
 
     Raises:
         CommandFailed: it ended with another status than 0.
     """
-    with log.open("w") as output:
-        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY).returncode
+    with log.open(mode) as kept:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
+        try:
+            for line in process.stdout:
+                kept.write(line)
+                follow(line)
+        except BaseException:
+            process.terminate()
+            raise
+        status = process.wait()
     if status:
-        fail_with(log, status)
-
-
-def fail_with(log: Path, status: int) -> None:
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-    raise CommandFailed(f"a command ended with status {status}: {''.join(last)} (all it said: {log})")
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise CommandFailed(f"a command ended with status {status}: {said[-1] if said else 'it said nothing'} "
+                            f"(all it said: {log})")
 
 
 def prepare(recipe: Recipe, work: Path) -> Path:
@@ -149,25 +155,16 @@ def train(recipe: Recipe, binary: Path, work: Path, minutes: float) -> Path:
         print(f"  already trained: {averaged}")
         return averaged
     words = training_command(recipe, binary, folder, "--stop-time-hours", str(minutes / 60))
-    with log.open("a") as kept, tqdm(total=round(minutes * 60), unit="s", bar_format="  {l_bar}{bar}| {n:.0f}/{total} s, "
-                                     "{remaining} left{postfix}") as bar:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
-        try:
-            for line in process.stdout:
-                kept.write(line)
-                follow(line, bar)
-        finally:
-            process.terminate()
-            status = process.wait()
-    if status:
-        fail_with(log, status)
+    form = "  {l_bar}{bar}| {n:.0f}/{total} s, {remaining} left{postfix}"
+    with tqdm(total=round(minutes * 60), unit="s", bar_format=form) as bar:
+        run(words, log, partial(follow_training, bar), mode="a")
     run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"), "--ema",
          str(folder / "checkpoint_last.pt"), "--output", str(averaged)], work / "export.log")
     spent.write_text(json.dumps(minutes))
     return averaged
 
 
-def follow(line: str, bar: tqdm) -> None:
+def follow_training(bar: tqdm, line: str) -> None:
     """Move the bar to where a line of fairseq's log says that training is."""
     _, found, record = line.partition("| train_inner | ")
     if not found:
@@ -194,12 +191,15 @@ def generate(recipe: Recipe, binary: Path, work: Path, checkpoint: Path, output:
     if output.exists() and output.stat().st_mtime > checkpoint.stat().st_mtime:
         print(f"  already there: {output}")
         return output
-    partial = output.with_suffix(".partial")
-    run(command("fairseq-generate", str(binary), "--user-dir", str(REPOSITORY / "diffusion_fairseq"),
-                "--task", "seq2seq_diffusion", *flat(recipe.task), "--path", str(checkpoint), "--gen-subset", "test",
-                "--bpe", "sentencepiece", "--sentencepiece-model", str(work / "sentencepiece.model"),
-                *flat(GENERATE), *GENERATE_FLAGS, *device_flags()), partial)
-    return partial.rename(output)
+    unfinished = output.with_suffix(".partial")
+    words = command("fairseq-generate", str(binary), "--user-dir", str(REPOSITORY / "diffusion_fairseq"),
+                    "--task", "seq2seq_diffusion", *flat(recipe.task), "--path", str(checkpoint), "--gen-subset",
+                    "test", "--bpe", "sentencepiece", "--sentencepiece-model", str(work / "sentencepiece.model"),
+                    *flat(GENERATE), *GENERATE_FLAGS, *device_flags())
+    total = sum(1 for _ in open(work / "text" / "test.src"))
+    with tqdm(total=total, desc=f"  {output.stem}", unit=" sentences") as bar:
+        run(words, unfinished, lambda line: bar.update(line.startswith("H-")))
+    return unfinished.rename(output)
 
 
 def report(text: Path, work: Path, trained: Path, before: Path) -> None:

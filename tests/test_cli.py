@@ -146,7 +146,8 @@ def test_ema_has_the_keys_of_the_model(work):
 
 def losses(log):
     """num_updates -> training loss."""
-    records = [json.loads(line.split(" | train_inner | ")[1]) for line in log.splitlines() if " | train_inner | " in line]
+    found = [line.split(" | train_inner | ") for line in log.splitlines()]
+    records = [json.loads(parts[1]) for parts in found if len(parts) == 2]
     return {int(r["num_updates"]): float(r["loss"]) for r in records}
 
 
@@ -156,8 +157,8 @@ def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_p
                "--disable-validation"]
     whole = losses(run_module("train", work / "bin", *options, "--save-dir", tmp_path / "whole").stdout)
     # Saved at update 10, in the middle of an epoch of 7 updates; killed a few updates later.
-    command = [sys.executable, "-m", "fairseq_cli.train", str(work / "bin"), *map(str, options), "--user-dir", str(PACKAGE),
-               "--save-dir", str(tmp_path / "killed"), "--save-interval-updates", "10"]
+    command = [sys.executable, "-m", "fairseq_cli.train", str(work / "bin"), *map(str, options), "--user-dir",
+               str(PACKAGE), "--save-dir", str(tmp_path / "killed"), "--save-interval-updates", "10"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     for line in process.stdout:
@@ -228,8 +229,9 @@ def test_missing_dictionary_and_foreign_checkpoints(work, tmp_path):
     done = run_module("generate", tmp_path / "bin", *MODEL, "--path", checkpoint(work), "--cpu", check=False)
     one_line_error(done, "no dictionary .*dict.tgt.txt")
     transformer = tmp_path / "transformer"
-    run_module("train", work / "bin", "--arch", "transformer", "--optimizer", "adam", "--lr", "1e-3", "--max-update", "1",
-               "--batch-size", "8", "--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "16",
+    run_module("train", work / "bin", "--arch", "transformer", "--optimizer", "adam", "--lr", "1e-3",
+               "--max-update", "1", "--batch-size", "8", "--encoder-layers", "1", "--decoder-layers", "1",
+               "--encoder-embed-dim", "16",
                "--decoder-embed-dim", "16", "--encoder-attention-heads", "2", "--decoder-attention-heads", "2",
                "--cpu", "--save-dir", transformer, "--disable-validation")
     done = generate(work, path=transformer / "checkpoint_last.pt", check=False)
@@ -259,7 +261,8 @@ def test_sentencepiece_that_does_not_fit_the_dictionary(work, tmp_path):
     ["--bf16"],
     ["--update-freq", "2", "--length-model", "longest", "--parameterization", "noise"],
     ["--eval-bleu", "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"],
-    ["--num-batch-buckets", "2", "--max-tokens", "400", "--length-model", "fixed", "--padding-in-mean", "--noise-schedule", "pw_lin"],
+    ["--num-batch-buckets", "2", "--max-tokens", "400", "--length-model", "fixed", "--padding-in-mean",
+     "--noise-schedule", "pw_lin"],
 ], ids=lambda o: o[0])
 def test_training_modes(work, tmp_path, options):
     done = run_module("train", work / "bin", *TRAIN, *options, "--save-dir", tmp_path, "--max-update", "8")

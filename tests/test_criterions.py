@@ -109,7 +109,8 @@ def test_validation_is_reproducible_and_training_draws_anew():
 
 def test_weights_of_the_terms():
     model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5, 9, 6])
-    loss, _, log = make_criterion(mse_weight=2.0, rounding_weight=3.0, prior_weight=5.0, length_weight=7.0)(model, sample)
+    criterion = make_criterion(mse_weight=2.0, rounding_weight=3.0, prior_weight=5.0, length_weight=7.0)
+    loss, _, log = criterion(model, sample)
     torch.testing.assert_close(loss, 2 * log["mse"] + 3 * log["rounding"] + 5 * log["prior"] + 7 * log["length"])
 
 

@@ -175,7 +175,7 @@ def test_half_precision_network_keeps_a_float32_state():
     ({"length_beam": 0}, "--length-beam"),
     ({"nbest": 2}, "--nbest 2"),
     ({"clamping_from": 2}, "--clamping"),
-    ({"clamping": True, "clamping_from": 6}, "--clamping-from 6 is not among the 6 steps"),
+    ({"clamping": True, "clamping_from": 6}, "--clamping-from 6 is not among the 6 steps 0..5"),
 ])
 def test_bad_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as error:

@@ -57,7 +57,8 @@ def test_every_registered_name_is_in_the_readme():
 
 
 def test_the_map_names_what_there_is():
-    block = next(b for b in re.findall(r"^```\n(.*?)^```", README.read_text(), re.M | re.S) if "diffusion_fairseq/\n" in b)
+    blocks = re.findall(r"^```\n(.*?)^```", README.read_text(), re.M | re.S)
+    block = next(b for b in blocks if "diffusion_fairseq/\n" in b)
     named = {word.rstrip("/") for word in re.findall(r"^  (\S+)", block, re.M)}
     parts = {path.name for path in PACKAGE.iterdir() if path.suffix == "" and path.name != "__pycache__"}
     assert parts <= named and all((PACKAGE / name).exists() for name in named)

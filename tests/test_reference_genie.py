@@ -21,7 +21,8 @@ from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.published_genie import from_published
 from diffusion_fairseq.text.embedding import clamp_to_tokens
 
-FILE = Path(os.environ.get("DIFFUSION_FAIRSEQ_GENIE_REFERENCE") or Path(__file__).parent / "data/genie_reference_tiny.pt")
+OWN_FILE = Path(__file__).parent / "data/genie_reference_tiny.pt"
+FILE = Path(os.environ.get("DIFFUSION_FAIRSEQ_GENIE_REFERENCE") or OWN_FILE)
 PAD = 0  # BERT's
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
