@@ -9,9 +9,11 @@ usage: bash scripts/setup.sh [--host modern|official] [--where]
 Makes a virtual environment and installs torch, a fairseq host and this package (editable) into it.
 Run again it continues an interrupted set-up, and ends at once when there is nothing to do.
 
-  --host modern     ve-fairseq 0.12.3, torch 2.13.0, Python 3.11 or 3.12, Linux x86-64, 3 GB (default)
-  --host official   fairseq 0.12.2 built from source, torch 2.4.1, Python 3.10, a C++ compiler, 6 GB
+  --host modern     ve-fairseq 0.12.3, torch 2.13.0; takes Python 3.11 or 3.12 on Linux x86-64 (default)
+  --host official   fairseq 0.12.2 built from source, torch 2.4.1; takes Python 3.10 and a C++ compiler
   --where           print the environment's directory and do nothing else
+
+Disk: 1.5 GB, and 3 GB while it installs; with torch's CUDA build 5.5 GB, and 11 GB while it installs.
 
 environment variables:
   VENV              where to make the environment (default: the active one, else .venv or .venv-official)
@@ -49,10 +51,10 @@ done
 
 case $host in
     modern)
-        versions='3.11 3.12' torch=2.13.0 fairseq=ve-fairseq==0.12.3 numpy=numpy gigabytes=3 default=.venv
+        versions='3.11 3.12' torch=2.13.0 fairseq=ve-fairseq==0.12.3 numpy=numpy default=.venv
         ;;
     official)
-        versions=3.10 torch=2.4.1 fairseq=fairseq==0.12.2 numpy='numpy<2' gigabytes=6 default=.venv-official
+        versions=3.10 torch=2.4.1 fairseq=fairseq==0.12.2 numpy='numpy<2' default=.venv-official
         ;;
     *) fail "unknown host '$host': --host takes modern or official" ;;
 esac
@@ -176,7 +178,7 @@ check_network() { # finds torch in the index, and thereby whether it is the many
     if [[ $(uname -s) == Linux && $report != *"\"$torch+cpu\""* ]]; then
         nvidia-smi -L >/dev/null 2>&1 || say "no GPU here, but the index has only torch's CUDA build (several" \
             "GB): TORCH_INDEX_URL can name PyTorch's CPU-only index, see --help"
-        (check_disk 6) || abandon
+        (check_disk 11) || abandon
     fi
 }
 
@@ -196,7 +198,7 @@ else
         fail "$venv is in the way: it is not empty and no virtual environment"
     find_python
 fi
-check_disk "$gigabytes"
+check_disk 3
 [[ $host == modern ]] || check_compiler "$base"
 
 if ! "$python" -m pip --version >/dev/null 2>&1; then
