@@ -51,13 +51,17 @@ RECIPES = {
 # Small data and a short run: a small model, a high learning rate, weights averaged over the last updates.
 TRAIN = {
     "--arch": "genie_small", "--criterion": "diffusion_vlb", "--optimizer": "adam", "--adam-betas": "(0.9, 0.98)",
-    "--lr": "2e-3", "--lr-scheduler": "inverse_sqrt", "--warmup-updates": "100", "--clip-norm": "1.0",
+    "--lr": "4e-3", "--lr-scheduler": "inverse_sqrt", "--warmup-updates": "100", "--clip-norm": "1.0",
     "--weight-decay": "0.01", "--seed": "1", "--ema-decay": "0.99", "--log-format": "json", "--log-interval": "10",
     "--save-interval-updates": "100", "--keep-interval-updates": "1", "--num-workers": "0",
 }
 TRAIN_FLAGS = ["--store-ema", "--ema-fp32", "--share-embeddings", "--no-epoch-checkpoints", "--disable-validation"]
 GENERATE = {"--diffusion-steps": "20", "--batch-size": "128", "--scoring": "rouge"}
 GENERATE_FLAGS = ["--clamping"]
+
+
+# Threads that wait for one another spin a short while only: spinning long, they starve when the cores are shared.
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", **os.environ}
 
 
 class CommandFailed(RuntimeError):
@@ -84,8 +88,9 @@ def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line
     Raises:
         CommandFailed: it ended with another status than 0.
     """
-    with log.open(mode) as kept:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
+    with log.open(mode, encoding="utf-8") as kept:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+                                   cwd=REPOSITORY, env=ENVIRONMENT)
         try:
             for line in process.stdout:
                 kept.write(line)
@@ -95,7 +100,7 @@ def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line
             raise
         status = process.wait()
     if status:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise CommandFailed(f"a command ended with status {status}: {said[-1] if said else 'it said nothing'} "
                             f"(all it said: {log})")
 
@@ -125,7 +130,8 @@ def binarise(recipe: Recipe, text: Path, work: Path) -> Path:
     encoded.mkdir(exist_ok=True)
     for split in SPLITS:
         for side in SIDES:
-            with open(text / f"{split}.{side}") as lines, open(encoded / f"{split}.{side}", "w") as out:
+            with open(text / f"{split}.{side}", encoding="utf-8") as lines, \
+                    open(encoded / f"{split}.{side}", "w", encoding="utf-8") as out:
                 for line in tqdm(lines, desc=f"  encode {split}.{side}", unit=" lines", leave=False):
                     print(*encoder.encode(line.rstrip("\n"), out_type=str), file=out)
     shutil.rmtree(binary, ignore_errors=True)
@@ -196,7 +202,7 @@ def generate(recipe: Recipe, binary: Path, work: Path, checkpoint: Path, output:
                     "--task", "seq2seq_diffusion", *flat(recipe.task), "--path", str(checkpoint), "--gen-subset",
                     "test", "--bpe", "sentencepiece", "--sentencepiece-model", str(work / "sentencepiece.model"),
                     *flat(GENERATE), *GENERATE_FLAGS, *device_flags())
-    total = sum(1 for _ in open(work / "text" / "test.src"))
+    total = sum(1 for _ in open(work / "text" / "test.src", encoding="utf-8"))
     with tqdm(total=total, desc=f"  {output.stem}", unit=" sentences") as bar:
         run(words, unfinished, lambda line: bar.update(line.startswith("H-")))
     return unfinished.rename(output)
@@ -254,7 +260,9 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (CommandFailed, OSError, subprocess.CalledProcessError) as error:
+    except (CommandFailed, OSError) as error:
         sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # the script that failed has said why
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues")

@@ -87,10 +87,10 @@ def test_interactive_answers_each_line(work, trained):
 
 
 def test_validation_counts_every_sentence(work, trained):
-    shared = ("--path", trained, "--task", "translation", "--cpu")
+    common = ("--path", trained, "--task", "translation", "--cpu")
     losses = set()
     for size in (("--max-tokens", 100), ("--batch-size", 1)):
-        done = run_module("validate", work / "bin", *shared, *size)
+        done = run_module("validate", work / "bin", *common, *size)
         losses.add(re.findall(r"\| loss ([\d.]+)", done.stdout + done.stderr)[-1])
     assert len(losses) == 1
 
