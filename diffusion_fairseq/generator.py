@@ -1,5 +1,6 @@
 """Text from noise: encode once, keep one memory, denoise all candidates of all sources together."""
 
+from collections import Counter
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
-from diffusion_fairseq.diffusion.solvers import SOLVERS, initial_state
+from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
+from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import DiffusionModel, Encoded, Memory
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig, check_sampling
-from diffusion_fairseq.text.embedding import clamp_to_tokens, nearest_tokens
+from diffusion_fairseq.text.embedding import clamp_to_tokens
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
 # Lengths are padded to a multiple of this. A matrix product or a softmax sums in another order for another shape, and
@@ -22,17 +24,46 @@ ALIGNMENT = 16
 START = 0  # the draw of a noise stream that makes x_T; step i draws number i + 1
 
 
+def aligned(length: int) -> int:
+    """The least multiple of ALIGNMENT that holds a length."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
 class Rows(NamedTuple):
     """The sequences that are generated together: R = B * N, row b * N + n is candidate n of source b.
 
-    memory of the B sources; lengths (R,), mask (R, L) bool or None where all positions are generated;
-    keys (R,) the noise streams.
+    memory of the B sources; lengths (R,); keys (R,) the noise streams; mask (R, width) bool, True at positions that
+    are generated, or None where all are.
     """
 
     memory: Memory
     lengths: Tensor
-    mask: Optional[Tensor]
     keys: Tensor
+    width: int
+    mask: Optional[Tensor]
+
+    @classmethod
+    def of(cls, memory: Memory, lengths: Tensor, keys: Tensor) -> "Rows":
+        """Rows as wide as the longest of them needs."""
+        width = aligned(int(lengths.max()))
+        mask = lengths_to_mask(lengths, width)
+        return cls(memory, lengths, keys, width, None if mask.all() else mask)
+
+
+class Drafts(NamedTuple):
+    """What is generated, a row for each of the R sequences that were begun: tokens (R, L) and their log-probabilities
+    scores (R, L), the steps (R,) they took, and with history the tokens after each step (K, R, L)."""
+
+    tokens: Tensor
+    scores: Tensor
+    steps: Tensor
+    history: Optional[Tensor]
+
+    @classmethod
+    def blank(cls, rows: Rows, num_steps: int, pad: int, retain_history: bool) -> "Drafts":
+        tokens = rows.keys.new_full((len(rows.keys), rows.width), pad)
+        history = tokens.expand(num_steps, -1, -1).clone() if retain_history else None
+        return cls(tokens, torch.zeros(tokens.shape, device=tokens.device), torch.zeros_like(rows.keys), history)
 
 
 class Denoiser:
@@ -43,25 +74,24 @@ class Denoiser:
 
     Args:
         forbidden: (V,) bool, tokens that are never generated.
-        clamping_from: index of the first clamped step; None: never.
+        clamping_from: the time at and below which estimates are clamped; None: never.
     """
 
-    def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[int]):
+    def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor]):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
-        self.calls = 0
         self.estimate: Optional[Tensor] = None
 
     def __call__(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
-        self.estimate = self.model.denoise(xt, t.to(xt.device), self.rows.memory, self.rows.mask, self.estimate)
-        clamped = self.clamping_from is not None and self.calls >= self.clamping_from
-        self.calls += 1
-        return clamp_to_tokens(self.estimate, self.model.embedding.weight, self.forbidden) if clamped else self.estimate
+        rows = self.rows
+        self.estimate = self.model.denoise(xt, t.to(xt.device), rows.memory, rows.mask, self.estimate)
+        if self.clamping_from is None or t > self.clamping_from:
+            return self.estimate
+        return clamp_to_tokens(self.estimate, self.model.embedding.weight, self.forbidden)
 
-
-def aligned(length: int) -> int:
-    """The least multiple of ALIGNMENT that holds a length."""
-    return -(-length // ALIGNMENT) * ALIGNMENT
+    def noise(self, counter: int) -> Tensor:
+        """Draw number `counter` of every row's noise stream (R, L, D)."""
+        return gaussian_noise(self.rows.keys, counter, self.rows.width, self.model.embedding.embedding_dim)
 
 
 class DiffusionGenerator:
@@ -84,7 +114,30 @@ class DiffusionGenerator:
     def __init__(self, model: DiffusionModel, dictionary, sampling: SamplingConfig, nbest: int = 1,
                  max_len_a: float = 0.0, max_len_b: int = 200, retain_history: bool = False):
         check_sampling(sampling)
-        trained = model.schedule.num_timesteps
+        self.per_source = sampling.candidates * sampling.length_beam
+        if nbest > self.per_source:
+            raise UserError(f"--nbest {nbest} exceeds the hypotheses: --candidates times --length-beam is "
+                            f"{self.per_source}")
+        if sampling.length_beam > 1 and model.length_model != "predicted":
+            raise UserError("--length-beam needs a model trained with --length-model predicted; this one generates "
+                            "padding: take --candidates instead")
+        self.model, self.dictionary, self.sampling = model, dictionary, sampling
+        self.max_len_a, self.max_len_b = max_len_a, max_len_b
+        self.retain_history = retain_history
+        self.levels = self._levels()
+        options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
+        self.step = partial(SOLVERS[sampling.solver], **options.get(sampling.solver, {}))
+        self.clamping_from = self.levels[sampling.clamping_from].t if sampling.clamping else None
+        self.steps_used: Counter = Counter()
+        self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
+        # Padding is a token only where the model generates it.
+        self.forbidden = torch.zeros(len(dictionary), dtype=torch.bool)
+        self.forbidden[dictionary.bos()] = True
+        self.forbidden[dictionary.pad()] = model.length_model == "predicted"
+
+    def _levels(self) -> List:
+        """The levels from the noisiest to the clean one."""
+        sampling, trained = self.sampling, self.model.schedule.num_timesteps
         steps = min(DEFAULT_STEPS, trained) if sampling.diffusion_steps is None else sampling.diffusion_steps
         if steps > trained:
             raise UserError(f"--diffusion-steps {steps} exceeds the {trained} timesteps the model was trained with")
@@ -92,25 +145,7 @@ class DiffusionGenerator:
             raise UserError("--clamping-from acts only with --clamping: give both")
         if sampling.clamping and sampling.clamping_from >= steps:
             raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps 0..{steps - 1}")
-        if sampling.length_beam > 1 and model.length_model != "predicted":
-            raise UserError("--length-beam needs a model trained with --length-model predicted; this one generates "
-                            "padding: take --candidates instead")
-        per_source = sampling.candidates * sampling.length_beam
-        if nbest > per_source:
-            raise UserError(f"--nbest {nbest} exceeds the hypotheses: --candidates times --length-beam is {per_source}")
-        self.model, self.dictionary, self.sampling = model, dictionary, sampling
-        self.max_len_a, self.max_len_b = max_len_a, max_len_b
-        self.retain_history = retain_history
-        self.per_source = per_source
-        self.levels = [model.schedule.at(t) for t in model.schedule.grid(steps)]
-        options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
-        self.step = partial(SOLVERS[sampling.solver], **options[sampling.solver])
-        self.clamping_from = sampling.clamping_from if sampling.clamping else None
-        self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
-        # Padding is a token only where the model generates it.
-        self.forbidden = torch.zeros(len(dictionary), dtype=torch.bool)
-        self.forbidden[dictionary.bos()] = True
-        self.forbidden[dictionary.pad()] = model.length_model == "predicted"
+        return [self.model.schedule.at(t) for t in self.model.schedule.grid(steps, sampling.sampling_grid)]
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,
                  constraints: Optional[Tensor] = None, **_) -> List[List[Dict[str, Any]]]:
@@ -125,35 +160,78 @@ class DiffusionGenerator:
         """
         if prefix_tokens is not None or constraints is not None:
             raise UserError("--prefix-size and --constraints are not served by diffusion generation: leave them out")
-        model = self.model
         src_tokens = sample["net_input"]["src_tokens"]
         width = src_tokens.size(1)
-        src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=model.pad)
-        encoded = model.encode(src_tokens)
-        rows = self._rows(encoded, src_tokens)
-        forbidden = self.forbidden.to(src_tokens.device)
-        denoise = Denoiser(model, rows, forbidden, self.clamping_from)
-        history = []
-        for state in self._reverse_process(denoise, rows):
-            if self.retain_history:
-                history.append(nearest_tokens(state.pred_x0, model.embedding.weight, forbidden))
-        logits = model.round_logits(state.xt).float().masked_fill(forbidden, -torch.inf)
-        tokens = logits.argmax(dim=-1)
-        # The clamped x0 is an embedding and sure of itself; the estimate it was made from says how sure the model is.
-        log_probs = model.round_logits(denoise.estimate).float().masked_fill(forbidden, -torch.inf).log_softmax(dim=-1)
-        scores = log_probs.gather(-1, tokens[..., None]).squeeze(-1)
-        hypotheses = self._hypotheses(tokens, scores, rows.lengths, history)
+        src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
+        rows = self._rows(self.model.encode(src_tokens), src_tokens)
+        drafts = self._denoise(rows, self.forbidden.to(src_tokens.device))
+        hypotheses = self._hypotheses(drafts, rows.lengths)
         grouped = [hypotheses[i : i + self.per_source] for i in range(0, len(hypotheses), self.per_source)]
         return [sorted(group, key=lambda hypothesis: -hypothesis["score"]) for group in grouped]
 
-    def _reverse_process(self, denoise: Denoiser, rows: Rows):
-        length, dim = aligned(int(rows.lengths.max())), self.model.embedding.embedding_dim
+    def steps_histogram(self) -> str:
+        """How many hypotheses took how many steps, a line for each tenth of the steps; empty before any was made."""
+        total, num_steps = sum(self.steps_used.values()), len(self.levels) - 1
+        if not total:
+            return ""
+        mean = sum(steps * count for steps, count in self.steps_used.items()) / total
+        lines = [f"steps used: mean {mean:.1f} of {num_steps}, {total} hypotheses"]
+        width = -(-num_steps // 10)
+        for first in range(1, num_steps + 1, width):
+            last = min(first + width - 1, num_steps)
+            count = sum(self.steps_used[steps] for steps in range(first, last + 1))
+            lines.append(f"{first:5d}-{last:<5d} {count:7d} {'#' * round(50 * count / total)}")
+        return "\n".join(lines)
 
-        def noise(counter: int) -> Tensor:
-            return gaussian_noise(rows.keys, counter, length, dim)
+    def _denoise(self, rows: Rows, forbidden: Tensor) -> Drafts:
+        """Run the reverse process; with early exit, rows whose tokens have settled leave it with their memory."""
+        num_steps, patience = len(self.levels) - 1, self.sampling.exit_patience
+        watched = patience is not None or self.retain_history
+        drafts = Drafts.blank(rows, num_steps, self.dictionary.pad(), self.retain_history)
+        denoise = Denoiser(self.model, rows, forbidden, self.clamping_from)
+        state = initial_state(denoise.noise(START), self.levels[0])
+        live = Live.begin(len(rows.keys), rows.width, rows.keys.device)
+        step = 0
+        while step < num_steps:
+            draws = partial(_draw, denoise, START + 1 + step)
+            for reached in reverse_process(self.step, denoise, state, self.levels[step:], draws):
+                state, step = reached, step + 1
+                if step < num_steps and not watched:
+                    continue
+                live = live.after(self.model.most_likely(state.pred_x0, forbidden), denoise.rows.mask)
+                if drafts.history is not None:
+                    active = live.active
+                    drafts.history[step - 1 :, live.origin[active], : denoise.rows.width] = live.tokens[active]
+                settled = live.unchanged >= (num_steps if patience is None else patience)
+                leaving = live.active if step == num_steps else live.active & settled
+                if leaving.any():
+                    self._keep(drafts, live, leaving, denoise, step)
+                    live = live._replace(active=live.active & ~leaving)
+                    if not live.active.any():
+                        return drafts
+                    stay = compaction(live.active, denoise.rows.memory.num_sources)
+                    if stay is not None:
+                        state, live = self._compact(denoise, state, live, *stay)
+                        break
+        return drafts
 
-        start = initial_state(noise(START), self.levels[0])
-        return reverse_process(self.step, denoise, start, self.levels, lambda index: noise(START + 1 + index))
+    def _keep(self, drafts: Drafts, live: Live, leaving: Tensor, denoise: Denoiser, step: int) -> None:
+        """Write finished rows down. The clamped x0 is an embedding and sure of itself; the estimate that it was made
+        from says how sure the model is of its tokens."""
+        rows, tokens, width = live.origin[leaving], live.tokens[leaving], denoise.rows.width
+        drafts.tokens[rows, :width] = tokens
+        drafts.scores[rows, :width] = self.model.log_probabilities(denoise.estimate[leaving], tokens, denoise.forbidden)
+        drafts.steps[rows] = step
+        self.steps_used.update({step: len(rows)})
+
+    @staticmethod
+    def _compact(denoise: Denoiser, state: SamplerState, live: Live, sources: Tensor, index: Tensor):
+        """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
+        before = denoise.rows
+        denoise.rows = rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
+        denoise.estimate = denoise.estimate[index, : rows.width]
+        state = state._replace(xt=state.xt[index, : rows.width], pred_x0=state.pred_x0[index, : rows.width])
+        return state, live.select(index, rows.width)
 
     def _rows(self, encoded: Encoded, src_tokens: Tensor) -> Rows:
         """What is generated for each source: every candidate at every length of the beam."""
@@ -171,23 +249,21 @@ class DiffusionGenerator:
         keys = combine(sequence_keys(src_tokens, encoded.mask, self.sampling.seed)[:, None], candidates)
         lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten()
         keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten()
-        mask = lengths_to_mask(lengths, aligned(int(lengths.max())))
-        return Rows(self.model.memory(encoded), lengths, None if mask.all() else mask, keys)
+        return Rows.of(self.model.memory(encoded), lengths, keys)
 
-    def _hypotheses(self, tokens: Tensor, scores: Tensor, lengths: Tensor,
-                    history: List[Tensor]) -> List[Dict[str, Any]]:
+    def _hypotheses(self, drafts: Drafts, lengths: Tensor) -> List[Dict[str, Any]]:
         """Cut each row at its end of sentence, on the host."""
-        tokens, scores = tokens.cpu(), scores.cpu()
-        history = [step.cpu() for step in history]
+        tokens, scores, steps = drafts.tokens.cpu(), drafts.scores.cpu(), drafts.steps.tolist()
+        history = None if drafts.history is None else drafts.history.cpu()
         hypotheses = []
         for row, length in enumerate(lengths.tolist()):
             kept = self._kept(tokens[row, :length])
             positional = scores[row, :kept].clone()
+            past = [] if history is None else history[: steps[row], row, :length]
             hypotheses.append({
                 "tokens": self._ended(tokens[row, :kept]), "positional_scores": positional,
-                "score": float(positional.mean()), "attention": None, "alignment": None,
-                "steps": len(self.levels) - 1,
-                "history": [{"tokens": self._ended(step[row, : self._kept(step[row, :length])])} for step in history],
+                "score": float(positional.mean()), "attention": None, "alignment": None, "steps": steps[row],
+                "history": [{"tokens": self._ended(step[: self._kept(step)])} for step in past],
             })
         return hypotheses
 
@@ -199,3 +275,7 @@ class DiffusionGenerator:
     def _ended(self, tokens: Tensor) -> Tensor:
         """The tokens with an end of sentence in place of a padding that ends them."""
         return torch.where(tokens == self.dictionary.pad(), self.dictionary.eos(), tokens)
+
+
+def _draw(denoise: Denoiser, first: int, index: int) -> Tensor:
+    return denoise.noise(first + index)

@@ -131,6 +131,20 @@ def test_history_and_rouge(work):
     assert re.search(r"Generate test .*rouge1 = .*rougeL = ", done.stdout)
 
 
+def test_early_exit_prints_the_steps_it_used(work):
+    done = generate(work, "--exit-patience", "2", "--clamping", "--print-step", "--solver", "dpmpp-2m",
+                    "--sampling-grid", "log-snr")
+    assert re.search(r"steps used: mean [\d.]+ of 8, 101 hypotheses", done.stdout + done.stderr)
+    assert len(re.findall(r"^I-\d+\t\d+$", done.stdout, re.M)) == 101
+
+
+def test_validate_counts_every_sentence(work):
+    done = run_module("validate", work / "bin", *MODEL, "--criterion", "diffusion_vlb", "--path", checkpoint(work),
+                      "--valid-subset", "test", "--cpu", "--log-format", "json", "--batch-size", "20")
+    record = json.loads(re.findall(r"\| test \| (\{.*\})", done.stdout + done.stderr)[-1])
+    assert math.isfinite(float(record["loss"])) and {"mse", "rounding", "prior", "length"} <= set(record)
+
+
 def test_own_checkpoints_need_no_allow_list(work):
     unsafe = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     if unsafe is None:

@@ -23,7 +23,8 @@ OPTIONS = {
         "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding",
     },
     SamplingConfig: {
-        "diffusion_steps", "solver", "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
+        "diffusion_steps", "solver", "sampling_grid", "exit_patience",
+        "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
         "length_beam", "seed",
     },
     Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions"},

@@ -44,6 +44,7 @@ def test_commands_take_the_options_shown(words, monkeypatch):
 
 
 def test_every_registered_name_is_in_the_readme():
+    from diffusion_fairseq.diffusion.grids import GRIDS
     from diffusion_fairseq.diffusion.schedules import BETAS
     from diffusion_fairseq.diffusion.solvers import SOLVERS
     from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS
@@ -52,8 +53,8 @@ def test_every_registered_name_is_in_the_readme():
     text = README.read_text()
     for name in [*GENIE, *BETAS, *TIMESTEP_SAMPLERS, "seq2seq_diffusion", "diffusion_vlb"]:
         assert name in text, name
-    for name in SOLVERS:
-        assert name.upper() in text, name
+    for name in [*SOLVERS, *GRIDS]:
+        assert f"`{name}`" in text, name
 
 
 def test_the_map_names_what_there_is():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.schedules import BETAS, CLEAN, DiscreteSchedule, SigmaEqualsT, build_schedule
 
 # (beta_0, abar at 0, 9, T/4, T/2, 3T/4, T-1) at T = 2000, computed from the published formulas.
@@ -62,8 +63,40 @@ def test_grid_is_a_strided_subset_of_the_trained_levels(num_timesteps):
             assert times[-2] == 0
 
 
-def test_all_steps_are_all_levels():
-    assert build_schedule("cosine", 50).grid(50).tolist() == list(range(49, -2, -1))
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("schedule", BETAS)
+def test_every_grid_falls_from_the_noisiest_level_to_the_clean_one(schedule, name):
+    schedule = build_schedule(schedule, 200)
+    for num_steps in (1, 2, 3, 20, 150, 200):
+        times = schedule.grid(num_steps, name)
+        assert len(times) == num_steps + 1 and (times.diff() < 0).all()
+        assert times[0] == 199 and times[-1] == CLEAN and (num_steps == 1 or times[-2] == 0)
+    assert schedule.grid(200, name).tolist() == list(range(199, -2, -1))
+
+
+def test_grids_are_spaced_as_they_say():
+    """On sigma = t nothing is rounded: each grid is even in its own variable."""
+    schedule = SigmaEqualsT(t_min=0.1, t_max=10.0)
+    variable = {"uniform": lambda t: t, "quadratic": torch.sqrt, "karras": lambda t: t ** (1 / 7), "log-snr": torch.log}
+    assert variable.keys() == GRIDS.keys()
+    for name, of in variable.items():
+        steps = of(schedule.grid(9, name)[:-1]).diff()
+        torch.testing.assert_close(steps, steps[:1].expand(8))
+
+
+def test_grids_of_a_discrete_schedule_take_the_nearest_levels():
+    schedule = build_schedule("sqrt", 2000)
+    level = schedule.at(torch.arange(2000))
+    log = (level.sigma / level.alpha).log()
+    times = schedule.grid(20, "log-snr")[:-1]
+    wanted = torch.linspace(log[-1], log[0], 20, dtype=torch.float64)
+    # Near T one level is further from the next than the grid's step: times there are moved apart.
+    free = [i for i in range(1, 19) if times[i - 1] - times[i] > 1 and times[i] - times[i + 1] > 1]
+    assert len(free) > 8
+    for i in free:
+        assert (log - wanted[i]).abs().argmin() == times[i]
+    with pytest.raises(ValueError, match="unknown sampling grid 'even'.*karras"):
+        schedule.grid(20, "even")
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 201])

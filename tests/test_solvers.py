@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -5,13 +6,22 @@ import torch
 
 from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.schedules import BETAS, SigmaEqualsT, build_schedule
-from diffusion_fairseq.diffusion.solvers import SamplerState, ddim_step, ddpm_step, initial_state
+from diffusion_fairseq.diffusion.solvers import (
+    SOLVERS,
+    SamplerState,
+    ddim_step,
+    ddpm_step,
+    dpmpp_2m_step,
+    euler_step,
+    heun_step,
+    initial_state,
+)
 
 T = 200
 STEPS = [1, 2, 7, 20, 100, T]
 SCHEDULES = [build_schedule(name, T) for name in BETAS] + [SigmaEqualsT(0.5, 80.0)]
 EXACT = {"ddpm": ddpm_step, "ddim 0": ddim_step, "ddim 0.5": partial(ddim_step, eta=0.5),
-         "ddim 1": partial(ddim_step, eta=1.0)}
+         "ddim 1": partial(ddim_step, eta=1.0), "euler": euler_step, "heun": heun_step, "dpmpp-2m": dpmpp_2m_step}
 
 
 def levels_of(schedule, num_steps):
@@ -79,30 +89,64 @@ def test_ddim_with_eta_1_is_ancestral(schedule):
         torch.testing.assert_close(ours.xt, theirs.xt, rtol=1e-6, atol=1e-8)
 
 
-def gaussian_error(num_steps):
-    """Error of DDIM on x0 ~ N(1, 0.5^2), where denoiser and flow are known: x_t = alpha + s_t z along the flow."""
-    schedule = build_schedule("cosine", 4096)
-    std = 0.5
+STD = 0.5  # of the data x0 ~ N(1, STD^2), whose denoiser and flow are known
+
+
+def exact_denoiser(levels):
+    level_at = {float(level.t): level for level in levels}
 
     def denoise(xt, t, _):
-        level = schedule.at(t)
-        variance = level.alpha**2 * std**2 + level.sigma**2
-        return 1 + std**2 * level.alpha / variance * (xt - level.alpha)
+        level = level_at[float(t)]
+        return 1 + STD**2 * level.alpha / (level.alpha**2 * STD**2 + level.sigma**2) * (xt - level.alpha)
 
-    z = torch.tensor([[[-1.3, 0.4, 2.0]]], dtype=torch.float64)
-    # Stop short of T, where cosine's betas are clipped and the flow is not smooth.
-    times = torch.linspace(3500, 0, num_steps + 1, dtype=torch.float64).round().long()
+    return denoise
+
+
+def gaussian_error(step, schedule, num_steps, most=80):
+    """Error at the last level: along the flow x_t = alpha + sqrt(alpha^2 STD^2 + sigma^2) z for a fixed z.
+
+    Levels from sigma / alpha = 5 down to 0.5, evenly spaced in t.
+    """
+    if isinstance(schedule, SigmaEqualsT):
+        times = torch.linspace(5, 0.5, num_steps + 1, dtype=torch.float64)
+    else:
+        level = schedule.at(torch.arange(schedule.num_timesteps))
+        first, last = torch.searchsorted(level.sigma / level.alpha, torch.tensor([0.5, 5.0], dtype=torch.float64))
+        times = last - torch.arange(num_steps + 1) * ((last - first) // most * (most // num_steps))
     levels = [schedule.at(t) for t in times]
-    marginal_std = [(level.alpha**2 * std**2 + level.sigma**2).sqrt() for level in (levels[0], levels[-1])]
-    state = SamplerState(levels[0].alpha + marginal_std[0] * z, None, levels[0])
-    *_, last = sample(ddim_step, denoise, state, levels, lambda _: None)
-    return (last.xt - (levels[-1].alpha + marginal_std[1] * z)).abs().max().item()
+    z = torch.tensor([[[-1.3, 0.4, 2.0]]], dtype=torch.float64)
+    start, end = (level.alpha + (level.alpha**2 * STD**2 + level.sigma**2).sqrt() * z
+                  for level in (levels[0], levels[-1]))
+    *_, reached = sample(step, exact_denoiser(levels), SamplerState(start, None, levels[0]), levels, lambda _: None)
+    return (reached.xt - end).abs().max().item()
 
 
-def test_ddim_converges_at_order_1():
-    errors = [gaussian_error(n) for n in (25, 50, 100)]
-    for coarse, fine in zip(errors, errors[1:]):
-        assert 1.7 < coarse / fine < 2.4, errors
+@pytest.mark.parametrize("step, order", [(euler_step, 1), (ddim_step, 1), (heun_step, 2), (dpmpp_2m_step, 2)],
+                         ids=["euler", "ddim", "heun", "dpmpp-2m"])
+@pytest.mark.parametrize("schedule", [build_schedule(name, 4000) for name in BETAS] + [SigmaEqualsT(0.05, 80.0)],
+                         ids=[*BETAS, "sigma=t"])
+def test_order_of_convergence(schedule, step, order):
+    errors = [gaussian_error(step, schedule, n) for n in (20, 40, 80)]
+    found = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    assert all(abs(value - order) < 0.45 for value in found), (errors, found)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=[*BETAS, "sigma=t"])
+def test_first_step_of_dpmpp_is_ddim(schedule):
+    xt, x0 = torch.randn(2, 1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    levels = levels_of(schedule, 7)
+    for t, s in zip(levels, levels[1:]):
+        state = SamplerState(xt, None, t)
+        one, other = (step(lambda *_: x0, state, s, t, None).xt for step in (dpmpp_2m_step, ddim_step))
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_euler_for_sigma_equals_t_is_the_textbook_rule():
+    schedule = SigmaEqualsT(0.5, 80.0)
+    xt, x0 = torch.randn(2, 1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, s = schedule.at(torch.tensor(7.0)), schedule.at(torch.tensor(3.0))
+    found = euler_step(lambda *_: x0, SamplerState(xt, None, t), s, t, None).xt
+    torch.testing.assert_close(found, xt + (3.0 - 7.0) * (xt - x0) / 7.0)
 
 
 def test_sample_yields_every_step_and_draws_noise_only_where_it_is_added():
@@ -139,3 +183,7 @@ def test_initial_noise_has_the_scale_of_the_schedule():
     noise = torch.ones(1, 1, 1)
     assert initial_state(noise, build_schedule("linear", 50).at(torch.tensor(49))).xt == 1
     assert initial_state(noise, SigmaEqualsT(1.0, 80.0).at(torch.tensor(80.0))).xt == 80
+
+
+def test_every_solver_is_tested_with_the_oracle():
+    assert set(SOLVERS) <= {name.split()[0] for name in EXACT}

@@ -6,6 +6,9 @@ from typing import Callable, Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.grids import distinct_indices
+from diffusion_fairseq.diffusion.grids import times as grid_times
+
 CLEAN = -1  # the time of x_0 itself in a discrete schedule: alpha 1, sigma 0
 MAX_BETA = 0.999
 
@@ -112,19 +115,22 @@ class DiscreteSchedule:
         alphas, sigmas = self._tables[t.device]
         return NoiseLevel(t, alphas[t], sigmas[t])
 
-    def grid(self, num_steps: int) -> Tensor:
-        """Falling times (num_steps + 1,) from T-1 to CLEAN: a subset of the trained levels, evenly strided.
+    def grid(self, num_steps: int, name: str = "uniform") -> Tensor:
+        """Falling times (num_steps + 1,) from T-1 to CLEAN: a subset of the trained levels.
 
+        Args:
+            name: how they are spaced, a key of GRIDS.
         Raises:
-            ValueError: num_steps is not in 1 .. T.
+            ValueError: num_steps is not in 1 .. T, or the grid is unknown.
         """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(
                 f"the number of diffusion steps must be from 1 to {self.num_timesteps} "
                 f"(the timesteps of the trained schedule), got {num_steps}"
             )
-        times = _linspace(self.num_timesteps - 1, 0, num_steps).round().long()
-        return torch.cat([times, torch.tensor([CLEAN])])
+        level = self.at(torch.arange(self.num_timesteps, device="cpu"))
+        times = distinct_indices(grid_times(name, num_steps, level.t, level.sigma / level.alpha))
+        return torch.cat([times, torch.tensor([CLEAN], device="cpu")])
 
 
 class SigmaEqualsT:
@@ -144,11 +150,13 @@ class SigmaEqualsT:
         t = t.to(torch.float64)
         return NoiseLevel(t, torch.ones_like(t), t)
 
-    def grid(self, num_steps: int) -> Tensor:
-        """Falling times (num_steps + 1,), evenly spaced from t_max to t_min, then 0."""
+    def grid(self, num_steps: int, name: str = "uniform") -> Tensor:
+        """Falling times (num_steps + 1,) from t_max to t_min, spaced by a key of GRIDS, then 0."""
         if num_steps < 1:
             raise ValueError(f"the number of diffusion steps must be at least 1, got {num_steps}")
-        return torch.cat([_linspace(self.t_max, self.t_min, num_steps), torch.zeros(1, dtype=torch.float64)])
+        # Two rows are a whole table where sigma / alpha is t itself.
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device="cpu")
+        return torch.cat([grid_times(name, num_steps, ends, ends), torch.zeros(1, dtype=torch.float64)])
 
 
 def build_schedule(name: str, num_timesteps: int, gamma: Optional[float] = None) -> DiscreteSchedule:

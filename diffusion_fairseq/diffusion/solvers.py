@@ -18,13 +18,14 @@ Denoise = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
 class SamplerState(NamedTuple):
     """What a step hands to the next one.
 
-    Shapes: xt and pred_x0 (B, L, D), float32 or float64. `level` is the level of xt; pred_x0 is the estimate
-    from which xt was made (None before the first step).
+    Shapes: xt and pred_x0 (B, L, D), float32 or float64. `level` is the level of xt; pred_x0 is the estimate from
+    which xt was made, and pred_level the level at which it was made (None before the first step).
     """
 
     xt: Tensor
     pred_x0: Optional[Tensor]
     level: NoiseLevel
+    pred_level: Optional[NoiseLevel] = None
 
 
 VARIANCES: Dict[str, Callable[[NoiseLevel, NoiseLevel], Tensor]] = {
@@ -43,7 +44,7 @@ def ddpm_step(
     mean, _ = posterior(x0, state.xt, s, t)
     std = VARIANCES[variance](s, t).clamp(min=0).sqrt()
     xs = mean + std.to(mean.dtype) * noise() if std > 0 else mean
-    return SamplerState(xs, x0, s)
+    return SamplerState(xs, x0, s, t)
 
 
 def ddim_step(
@@ -58,10 +59,54 @@ def ddim_step(
     xs = q_sample(x0, s._replace(sigma=direction), eps)
     if std > 0:
         xs = xs + std.to(xs.dtype) * noise()
-    return SamplerState(xs, x0, s)
+    return SamplerState(xs, x0, s, t)
 
 
-SOLVERS: Dict[str, Callable[..., SamplerState]] = {"ddpm": ddpm_step, "ddim": ddim_step}
+def euler_step(
+    denoise: Denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise: Callable[[], Tensor]
+) -> SamplerState:
+    """Euler's method on the probability-flow ODE in sigma / alpha, which is DDIM without noise (Song et al., 2021,
+    eq. 14); for sigma = t it is Karras et al. (2022), algorithm 1, and CDCD's sampler."""
+    return ddim_step(denoise, state, s, t, noise, eta=0.0)
+
+
+def heun_step(
+    denoise: Denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise: Callable[[], Tensor]
+) -> SamplerState:
+    """Heun's method on the same ODE (Karras et al., 2022, algorithm 1): order 2, two evaluations a step."""
+    euler = euler_step(denoise, state, s, t, noise)
+    if s.sigma == 0:
+        return euler
+    later = denoise(euler.xt, s.t, euler.pred_x0)
+    # In sigma / alpha the slope is eps, and x_s = alpha_s (x_t / alpha_t + (ratio_s - ratio_t) slope).
+    slope = (eps_from_x0(state.xt, euler.pred_x0, t) + eps_from_x0(euler.xt, later, s)) / 2
+    ratio_change = s.sigma / s.alpha - t.sigma / t.alpha
+    xs = (s.alpha / t.alpha).to(slope.dtype) * state.xt + (s.alpha * ratio_change).to(slope.dtype) * slope
+    return SamplerState(xs, later, s, s)
+
+
+def dpmpp_2m_step(
+    denoise: Denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise: Callable[[], Tensor]
+) -> SamplerState:
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2): order 2, one evaluation a step.
+
+    x_0 is extrapolated in the log-SNR from this estimate and the last; the first step and the one to the clean
+    level are of order 1, which is DDIM.
+    """
+    x0 = denoise(state.xt, t.t, state.pred_x0)
+    extrapolated = x0
+    if state.pred_level is not None and s.sigma > 0:
+        last, now, then = (torch.log(level.alpha / level.sigma) for level in (state.pred_level, t, s))
+        share = (then - now) / (2 * (now - last))
+        extrapolated = x0 + share.to(x0.dtype) * (x0 - state.pred_x0)
+    ratio = s.sigma / t.sigma
+    xs = ratio.to(x0.dtype) * state.xt + (s.alpha - t.alpha * ratio).to(x0.dtype) * extrapolated
+    return SamplerState(xs, x0, s, t)
+
+
+SOLVERS: Dict[str, Callable[..., SamplerState]] = {
+    "ddpm": ddpm_step, "ddim": ddim_step, "euler": euler_step, "heun": heun_step, "dpmpp-2m": dpmpp_2m_step,
+}
 
 
 def initial_state(noise: Tensor, level: NoiseLevel) -> SamplerState:

@@ -1,7 +1,7 @@
 """What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
 
 import math
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from diffusion_fairseq.modules.attention import KeyValue
 from diffusion_fairseq.modules.self_conditioning import first_estimates
 
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
+LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time in generation: 64 MB
 
 
 class Encoded(NamedTuple):
@@ -31,6 +32,10 @@ class Memory(NamedTuple):
 
     layers: Tuple[KeyValue, ...]
     mask: Optional[Tensor]
+
+    @property
+    def num_sources(self) -> int:
+        return self.layers[0].key.size(0)
 
     def select(self, rows: Tensor) -> "Memory":
         """The memory of some sources, by index (n,)."""
@@ -57,6 +62,10 @@ class TrainingPass(NamedTuple):
     pred_x0: Tensor
     rounding_logits: Tensor
     length_logits: Optional[Tensor]
+
+
+def _latents_at_once(num_tokens: int) -> int:
+    return max(1, LOGITS_AT_ONCE // num_tokens // 16) * 16
 
 
 def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
@@ -139,6 +148,23 @@ class DiffusionModel(BaseFairseqModel):
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
         return F.linear(x.to(self.embedding.weight.dtype), self.embedding.weight, self.rounding_bias)
+
+    def _scored(self, x: Tensor, forbidden: Tensor) -> Iterator[Tensor]:
+        """Scores (n, V) float32 of a few latents at a time: all of them at once can be gigabytes."""
+        for part in x.flatten(0, -2).split(_latents_at_once(len(forbidden))):
+            yield self.round_logits(part).float().masked_fill(forbidden, -torch.inf)
+
+    def most_likely(self, x: Tensor, forbidden: Tensor) -> Tensor:
+        """The likeliest token (...) at each latent (..., D) that is not forbidden (V,)."""
+        return torch.cat([scores.argmax(dim=-1) for scores in self._scored(x, forbidden)]).view(x.shape[:-1])
+
+    def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor) -> Tensor:
+        """log p(token | x) (...) in nats of given tokens (...) at latents (..., D)."""
+        chosen = tokens.flatten().split(_latents_at_once(len(forbidden)))
+        return torch.cat([
+            scores.gather(-1, part[:, None]).squeeze(-1) - scores.logsumexp(dim=-1)
+            for scores, part in zip(self._scored(x, forbidden), chosen)
+        ]).view(tokens.shape)
 
     def timestep_sampler(self, name: str) -> UniformTimesteps:
         """The training law of t; kept in the model, so that what it has learned is saved with the weights."""

@@ -5,6 +5,7 @@ from typing import Optional
 
 from omegaconf import II
 
+from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.solvers import SOLVERS, VARIANCES
 from diffusion_fairseq.errors import UserError
 
@@ -22,7 +23,19 @@ class SamplingConfig:
     )
     solver: str = field(
         default="ddpm",
-        metadata={"help": f"rule of a reverse step: {', '.join(SOLVERS)} (ddpm: ancestral; ddim: see --ddim-eta)"},
+        metadata={"help": f"rule of a reverse step: {', '.join(SOLVERS)}. ddpm is ancestral sampling; ddim see "
+                          "--ddim-eta; euler is ddim without noise; dpmpp-2m is of order 2 at the same cost; heun is "
+                          "of order 2 and evaluates the network twice a step"},
+    )
+    sampling_grid: str = field(
+        default="uniform",
+        metadata={"help": f"where the steps lie: {', '.join(GRIDS)} (in t; in its square root; in the 7th root of "
+                          "sigma / alpha; in the log of the signal-to-noise ratio)"},
+    )
+    exit_patience: Optional[int] = field(
+        default=None,
+        metadata={"help": "finish a sentence whose rounded tokens did not change for this many steps; finished "
+                          "sentences leave the batch, so that few steps are paid for easy ones. Off by default"},
     )
     ddpm_variance: str = field(
         default="posterior",
@@ -61,8 +74,11 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise UserError(f"--solver {cfg.solver!r} is unknown: choose one of {', '.join(SOLVERS)}")
     if cfg.ddpm_variance not in VARIANCES:
         raise UserError(f"--ddpm-variance {cfg.ddpm_variance!r} is unknown: choose {', '.join(VARIANCES)}")
+    if cfg.sampling_grid not in GRIDS:
+        raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}")
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
-                "--length-beam": (cfg.length_beam, 1), "--clamping-from": (cfg.clamping_from, 0)}
+                "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
+                "--clamping-from": (cfg.clamping_from, 0)}
     for option, (value, least) in at_least.items():
         if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, got {value}")

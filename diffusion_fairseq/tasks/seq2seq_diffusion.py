@@ -1,5 +1,6 @@
 """Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
 
+import atexit
 import logging
 import os
 from argparse import Namespace
@@ -162,10 +163,14 @@ class Seq2SeqDiffusionTask(TranslationTask):
                             "cannot be averaged; give one")
         given = vars(args) if isinstance(args, Namespace) else args
         options = OmegaConf.merge(OmegaConf.structured(GenerationConfig), given)
-        return DiffusionGenerator(
+        generator = DiffusionGenerator(
             models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
             max_len_b=options.max_len_b, retain_history=options.retain_iter_history,
         )
+        if self.cfg.exit_patience is not None:
+            # The host's commands have no hook for their end.
+            atexit.register(lambda: logger.info(generator.steps_histogram()))
+        return generator
 
     def build_bpe(self, args):
         """The subword encoder, refused where it cannot have made the dictionary.

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from helpers import make_dictionary, make_genie, make_sample, make_sampling
+
+from diffusion_fairseq.early_exit import Live, compaction
+from diffusion_fairseq.generator import DiffusionGenerator
+
+DICTIONARY = make_dictionary()
+
+
+def flags(*rows):
+    return torch.tensor([list(row) for row in rows]).bool().flatten()
+
+
+def test_sources_without_active_rows_leave():
+    sources, index = compaction(flags([1, 1], [0, 0], [1, 1]), 3)
+    assert sources.tolist() == [0, 2] and index.tolist() == [0, 1, 4, 5]
+
+
+def test_every_source_keeps_as_many_rows_as_the_busiest():
+    sources, index = compaction(flags([0, 0, 1], [0, 1, 1], [0, 0, 0]), 3)
+    assert sources.tolist() == [0, 1]
+    assert index.tolist() == [2, 0, 4, 5]  # row 0 is filler
+
+
+def test_small_savings_are_not_worth_moving():
+    assert compaction(flags([1, 1, 1, 1], [1, 1, 1, 0]), 2) is None
+    active = torch.ones(100, dtype=torch.bool)
+    active[:5] = False
+    assert compaction(active, 100) is None
+
+
+def test_tokens_count_as_settled_where_they_are_generated():
+    live = Live.begin(2, 3, torch.device("cpu"))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    for tokens, expected in (([[1, 2, 3], [4, 5, 6]], [0, 0]), ([[1, 2, 4], [4, 5, 7]], [0, 1]),
+                             ([[1, 2, 4], [4, 5, 8]], [1, 2]), ([[1, 2, 4], [4, 6, 8]], [2, 0])):
+        live = live.after(torch.tensor(tokens), mask)
+        assert live.unchanged.tolist() == expected
+
+
+def generate(model, lengths, seed=0, **options):
+    sample = make_sample(DICTIONARY, lengths, seed)
+    history = options.pop("retain_history", False)
+    sampling = make_sampling(**{"diffusion_steps": 30, **options})
+    generator = DiffusionGenerator(model, DICTIONARY, sampling, retain_history=history)
+    with torch.no_grad():
+        return generator.generate([model], sample), generator
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights that look less at the noise than at source and time: texts settle, at different steps."""
+    model = make_genie(DICTIONARY)
+    with torch.no_grad():
+        model.up_projection[2].weight.mul_(0.15)
+    return model
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp-2m", "heun"])
+def test_early_exit_gives_the_tokens_at_the_step_where_they_had_settled(model, solver):
+    lengths = [3 + i % 9 for i in range(40)]
+    full, _ = generate(model, lengths, solver=solver, retain_history=True)
+    early, generator = generate(model, lengths, solver=solver, exit_patience=3)
+    steps = [h[0]["steps"] for h in early]
+    assert len(set(steps)) > 2 and min(steps) < 30
+    assert generator.steps_used == {n: steps.count(n) for n in set(steps)}
+    for one, other in zip(full, early):
+        past = [h["tokens"].tolist() for h in one[0]["history"]]
+        stop = other[0]["steps"]
+        assert past[stop - 1] == other[0]["tokens"].tolist()
+        if stop < 30:
+            assert all(past[i] == past[stop - 1] for i in range(stop - 4, stop))
+
+
+def test_early_exit_does_not_depend_on_the_batch(model):
+    lengths = [3 + i % 9 for i in range(40)]
+    options = {"exit_patience": 3, "candidates": 3}
+    batch, _ = generate(model, lengths, **options)
+    sample = make_sample(DICTIONARY, lengths)
+    for i in (0, 7, 39):
+        tokens = sample["net_input"]["src_tokens"][i : i + 1, : lengths[i]]
+        generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=30, **options))
+        with torch.no_grad():
+            alone = generator.generate([model], {"net_input": {"src_tokens": tokens}})[0]
+        for one, other in zip(batch[i], alone, strict=True):
+            assert one["tokens"].equal(other["tokens"]) and one["steps"] == other["steps"]
+            assert abs(one["score"] - other["score"]) < 1e-5
+
+
+def test_finished_rows_are_not_computed(model):
+    seen = []
+    denoise = model.denoise
+
+    def counted(xt, t, memory, mask=None, previous=None):
+        seen.append((len(xt), memory.num_sources))
+        return denoise(xt, t, memory, mask, previous)
+
+    model.denoise = counted
+    try:
+        early, _ = generate(model, [3 + i % 9 for i in range(40)], exit_patience=3)
+    finally:
+        del model.denoise
+    rows = [n for n, _ in seen]
+    needed = sum(h[0]["steps"] for h in early)
+    assert rows == sorted(rows, reverse=True) and rows[-1] < rows[0]
+    assert all(n == sources for n, sources in seen)  # memory shrinks with the rows
+    assert sum(rows) < 1.15 * needed
+
+
+def test_patience_longer_than_the_run_changes_nothing(model):
+    one, _ = generate(model, [5, 8], exit_patience=30)
+    other, _ = generate(model, [5, 8])
+    for a, b in zip(one, other):
+        assert a[0]["tokens"].equal(b[0]["tokens"]) and a[0]["steps"] == b[0]["steps"] == 30
+
+
+def test_history_ends_with_the_exit(model):
+    early, _ = generate(model, [3 + i % 9 for i in range(20)], exit_patience=2, retain_history=True)
+    for hypotheses in early:
+        h = hypotheses[0]
+        assert len(h["history"]) == h["steps"] and h["history"][-1]["tokens"].equal(h["tokens"])
+
+
+def test_histogram_of_steps(model):
+    _, generator = generate(model, [3 + i % 9 for i in range(40)], exit_patience=3)
+    first, *bars = generator.steps_histogram().splitlines()
+    assert "of 30, 40 hypotheses" in first and len(bars) == 10
+    assert sum(int(bar.split()[1]) for bar in bars) == 40
+    _, unused = generate(model, [4])
+    assert unused.steps_histogram().splitlines()[-1].split()[:2] == ["28-30", "1"]
