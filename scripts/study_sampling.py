@@ -1,0 +1,214 @@
+"""Quality against steps and seconds of a checkpoint, for every solver and grid; recommends a setting.
+
+    python scripts/study_sampling.py data-bin --path checkpoint.pt --bpe-model sentencepiece.model --output study
+    python scripts/study_sampling.py data-bin --path checkpoint.pt --solvers ddim,heun --grids uniform --steps 5,20
+
+Writes study.json (every measurement), study.txt (the table and the recommended setting: the fastest whose ROUGE-L
+reaches a share of the best one's) and study.png. Choose on --subset valid, and report on test. Interrupted, it goes on
+where it was: settings that study.json holds are not measured again.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+import torch
+from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+import diffusion_fairseq  # noqa: F401  registers the task and the models
+from diffusion_fairseq.diffusion.grids import GRIDS
+from diffusion_fairseq.diffusion.solvers import SOLVERS
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.generator import DiffusionGenerator
+from diffusion_fairseq.metrics.overlap import rouge
+from diffusion_fairseq.metrics.report import text_table
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+
+MEASURES = ("rouge1", "rouge2", "rougeL")
+COLUMNS = (*MEASURES, "seconds", "mean steps")
+
+
+class Study(NamedTuple):
+    """A model, the batches it is tried on (dicts as a dataset collates them), and how tokens become text."""
+
+    model: torch.nn.Module
+    task: Seq2SeqDiffusionTask
+    batches: List[dict]
+    bpe: object
+
+    def text(self, tokens: torch.Tensor) -> str:
+        line = self.task.target_dictionary.string(tokens)
+        return self.bpe.decode(line) if self.bpe is not None else line
+
+
+def load(arguments: argparse.Namespace) -> Study:
+    """Load checkpoint and data.
+
+    Raises:
+        UserError: one of them cannot be used, or the split is empty.
+    """
+    cfg = OmegaConf.structured(Seq2SeqDiffusionConfig(
+        data=arguments.data, seed=1, train_subset="train", dataset_impl=None, required_seq_len_multiple=1,
+        max_source_positions=arguments.max_source_positions, max_target_positions=arguments.max_target_positions))
+    task = Seq2SeqDiffusionTask.setup_task(cfg)
+    (model,), _ = checkpoint_utils.load_model_ensemble([arguments.path], task=task)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    task.load_dataset(arguments.subset)
+    pairs = task.dataset(arguments.subset)
+    if pairs.tgt is None or not len(pairs):
+        raise UserError(f"{arguments.data}: split {arguments.subset} holds no pairs to score with")
+    order = sorted(range(len(pairs)), key=pairs.num_tokens)
+    batches = [pairs.collater([pairs[i] for i in order[first : first + arguments.batch_size]])
+               for first in range(0, len(order), arguments.batch_size)]
+    bpe = None
+    if arguments.bpe_model is not None:
+        bpe = task.build_bpe(argparse.Namespace(bpe="sentencepiece", sentencepiece_model=arguments.bpe_model,
+                                                sentencepiece_enable_sampling=False, sentencepiece_alpha=None))
+    return Study(model, task, batches, bpe)
+
+
+def measure(study: Study, **options) -> Dict[str, float]:
+    """ROUGE F1 x 100, seconds of generation, and mean steps of one setting (options of SamplingConfig)."""
+    generator = DiffusionGenerator(study.model, study.task.target_dictionary, SamplingConfig(**options))
+    device = next(study.model.parameters()).device
+    hypotheses, references, seconds = [], [], 0.0
+    with torch.inference_mode():
+        for batch in study.batches:
+            tokens = {"net_input": {"src_tokens": batch["net_input"]["src_tokens"].to(device)}}
+            began = time.perf_counter()
+            found = generator.generate([study.model], tokens)
+            seconds += time.perf_counter() - began
+            hypotheses += [study.text(candidates[0]["tokens"]) for candidates in found]
+            targets = (row[row != study.task.target_dictionary.pad()] for row in batch["target"])
+            references += [study.text(row) for row in targets]
+    steps = generator.steps_used
+    mean_steps = sum(n * count for n, count in steps.items()) / sum(steps.values())
+    return {**rouge(hypotheses, references, MEASURES), "seconds": seconds, "mean steps": mean_steps}
+
+
+def name_of(setting: Dict) -> str:
+    patience = setting["exit_patience"]
+    return (f"{setting['solver']} {setting['sampling_grid']} {setting['diffusion_steps']}"
+            + (" clamped" if setting["clamping"] else "") + (f" patience {patience}" if patience else ""))
+
+
+def settings_of(arguments: argparse.Namespace) -> List[Dict]:
+    """Every combination asked for; Heun takes half the steps, since each costs two evaluations."""
+    clampings = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clamping]
+    found = []
+    for solver, grid, clamping, steps, patience in itertools.product(
+            arguments.solvers, arguments.grids, clampings, arguments.steps, arguments.patience):
+        steps = max(1, steps // 2) if solver == "heun" else steps
+        found.append({"solver": solver, "sampling_grid": grid, "diffusion_steps": steps, "clamping": clamping,
+                      "exit_patience": patience or None})
+    return found
+
+
+def run(study: Study, arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
+    """Measure what the file does not hold yet, over all seeds; the file is rewritten after each setting."""
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    wanted = [setting for setting in settings_of(arguments) if name_of(setting) not in rows]
+    for setting in tqdm(wanted, unit=" settings"):
+        seeds = [measure(study, **setting, seed=seed) for seed in range(1, arguments.seeds + 1)]
+        mean = {column: sum(found[column] for found in seeds) / len(seeds) for column in COLUMNS}
+        rows[name_of(setting)] = {**setting, **mean, "seeds": seeds}
+        unfinished = file.with_suffix(".partial")
+        unfinished.write_text(json.dumps(rows, indent=1))
+        unfinished.replace(file)
+    return rows
+
+
+def recommended(rows: Dict[str, Dict], share: float) -> str:
+    """The fastest setting whose ROUGE-L is at least a share of the best."""
+    best = max(row["rougeL"] for row in rows.values())
+    return min((name for name, row in rows.items() if row["rougeL"] >= share * best), key=lambda n: rows[n]["seconds"])
+
+
+def command_line(row: Dict) -> str:
+    """The options of a setting as fairseq-generate takes them."""
+    words = ["--solver", row["solver"], "--sampling-grid", row["sampling_grid"], "--diffusion-steps",
+             str(row["diffusion_steps"])] + (["--clamping"] if row["clamping"] else [])
+    return " ".join(words + (["--exit-patience", str(row["exit_patience"])] if row["exit_patience"] else []))
+
+
+def plot(rows: Dict[str, Dict], file: Path) -> None:
+    """ROUGE-L against steps and against seconds, a line for each solver, grid and clamping."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+    curves: Dict[str, List[Dict]] = {}
+    for row in rows.values():
+        label = f"{row['solver']} {row['sampling_grid']}" + (" clamped" if row["clamping"] else "")
+        curves.setdefault(label + (f" patience {row['exit_patience']}" if row["exit_patience"] else ""), []).append(row)
+    for axis, key in zip(axes, ("mean steps", "seconds")):
+        for number, (label, points) in enumerate(curves.items()):
+            points = sorted(points, key=lambda row: row[key])
+            axis.plot([row[key] for row in points], [row["rougeL"] for row in points], label=label,
+                      marker="osv^D"[number // 10 % 5], markersize=4, linewidth=1)
+        axis.set(xscale="log", xlabel=f"{key} (log scale)", ylabel="ROUGE-L")
+        axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def listed(known) -> callable:
+    """A parser of comma-separated names out of `known`."""
+    def parse(text: str) -> List[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(known)}")
+        return names
+    return parse
+
+
+def numbers(text: str) -> List[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder that fairseq-preprocess made")
+    parser.add_argument("--path", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument("--bpe-model", metavar="FILE", help="sentencepiece model that turns tokens into text")
+    parser.add_argument("--subset", default="valid", help="split to generate (default: valid)")
+    parser.add_argument("--output", type=Path, default=Path("study"), help="files to write, without ending")
+    parser.add_argument("--solvers", type=listed(SOLVERS), default=list(SOLVERS), metavar="A,B", help="default: all")
+    parser.add_argument("--grids", type=listed(GRIDS), default=list(GRIDS), metavar="A,B", help="default: all")
+    parser.add_argument("--steps", type=numbers, default=[5, 10, 20, 50], metavar="N,M", help="default: 5,10,20,50")
+    parser.add_argument("--clamping", choices=("both", "on", "off"), default="both", help="default: both")
+    parser.add_argument("--patience", type=numbers, default=[0], metavar="N,M",
+                        help="patiences of early exit to try; 0 is none (default: 0)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs that are averaged (default: 1)")
+    parser.add_argument("--share", type=float, default=0.99, help="of the best ROUGE-L that is good enough (0.99)")
+    parser.add_argument("--batch-size", type=int, default=128, help="sentences at a time (default: 128)")
+    parser.add_argument("--max-source-positions", type=int, default=512, help="default: 512")
+    parser.add_argument("--max-target-positions", type=int, default=64, help="default: 64")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    study = load(arguments)
+    rows = run(study, arguments, arguments.output.with_suffix(".json"))
+    choice = recommended(rows, arguments.share)
+    count = sum(len(batch["id"]) for batch in study.batches)
+    said = (f"{text_table(rows, COLUMNS, digits=2)}\n\n{count} sentences of {arguments.subset}, "
+            f"{arguments.seeds} seed(s); ROUGE F1 x 100\nrecommended: {command_line(rows[choice])}\n")
+    arguments.output.with_suffix(".txt").write_text(said)
+    print(said)
+    plot(rows, arguments.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
