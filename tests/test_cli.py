@@ -142,7 +142,8 @@ def test_validate_counts_every_sentence(work):
     done = run_module("validate", work / "bin", *MODEL, "--criterion", "diffusion_vlb", "--path", checkpoint(work),
                       "--valid-subset", "test", "--cpu", "--log-format", "json", "--batch-size", "20")
     record = json.loads(re.findall(r"\| test \| (\{.*\})", done.stdout + done.stderr)[-1])
-    assert math.isfinite(float(record["loss"])) and {"mse", "rounding", "prior", "length"} <= set(record)
+    assert math.isfinite(float(record["test_loss"]))
+    assert {"test_mse", "test_rounding", "test_prior", "test_length"} <= set(record)
 
 
 def test_own_checkpoints_need_no_allow_list(work):

@@ -39,7 +39,7 @@ def test_quickstart_continues_after_an_interruption_and_reuses_what_is_there(tmp
 
     began = time.time()
     said, errors = (third := start(tmp_path, 0.3)).communicate(timeout=600)
-    assert third.returncode == 0 and "already trained" in said and said.count("already there") == 4
+    assert third.returncode == 0 and "already trained" in said and said.count("already there") >= 4
     assert time.time() - began < 120
 
 
