@@ -98,6 +98,39 @@ def test_sums_make_any_split_of_a_batch_give_the_same_gradient():
     torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-5)
 
 
+def test_copies_that_share_an_encoding_are_separate_examples():
+    """Two noised copies of each target give the terms of two passes with the same noise; one encoding is made."""
+    model = make_genie(DICTIONARY, self_conditioning=False)
+    criterion, sample = make_criterion(timesteps_per_encoding=2), make_sample(DICTIONARY, [5, 9])
+    src, tgt, t = sample["net_input"]["src_tokens"], sample["target"], torch.tensor([3, 40, 900, 7])
+    noise = torch.randn(2, 4, 9, model.embedding.embedding_dim)
+
+    def terms(parts, t):
+        weight = criterion.position_weights(parts)
+        return sum(term for _, term in criterion.terms(parts, t, weight, model.schedule).values())
+
+    encoded = []
+    model.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    together = model(src, tgt, t, noise[0], noise[1])
+    assert len(encoded) == 1
+    for copy_number in (0, 1):
+        rows = [copy_number, 2 + copy_number]
+        alone = model(src, tgt, t[rows], noise[0][rows], noise[1][rows])
+        torch.testing.assert_close(terms(together, t)[rows], terms(alone, t[rows]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(criterion.length_loss(together), criterion.length_loss(alone))
+
+
+def test_copies_count_in_training_alone():
+    model, criterion = make_genie(DICTIONARY), make_criterion(timesteps_per_encoding=3)
+    sample = make_sample(DICTIONARY, [5, 9])
+    assert criterion(model, sample)[1] == 14
+    model.train()
+    loss, sample_size, _ = criterion(model, sample)
+    assert sample_size == 42 and torch.isfinite(loss)
+    with pytest.raises(UserError, match="--timesteps-per-encoding"):
+        make_criterion(timesteps_per_encoding=0)
+
+
 def test_validation_is_reproducible_and_training_draws_anew():
     model, criterion, sample = make_genie(DICTIONARY), make_criterion(), make_sample(DICTIONARY, [5, 9, 6])
     first, second = (criterion(model, sample)[0].item() for _ in range(2))

@@ -29,7 +29,8 @@ OPTIONS = {
     },
     Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions"},
     DiffusionVLBConfig: {
-        "timestep_sampler", "padding_in_mean", "mse_weight", "rounding_weight", "prior_weight", "length_weight",
+        "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "mse_weight", "rounding_weight",
+        "prior_weight", "length_weight",
     },
     RougeScorerConfig: {"rouge_types", "rouge_no_stemmer"},
 }

@@ -10,6 +10,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import TrainingPass
 
 VALIDATION_SEED = 1  # validation draws the same noise at every epoch, so that its losses can be compared
@@ -24,6 +25,12 @@ class DiffusionCriterionConfig(FairseqDataclass):
         metadata={"help": f"training law of t: {', '.join(TIMESTEP_SAMPLERS)}. low-discrepancy spreads t evenly over "
                           "a batch and lowers the variance for nothing; loss-second-moment draws hard t more often "
                           "and weighs them less"},
+    )
+    timesteps_per_encoding: int = field(
+        default=1,
+        metadata={"help": "noised copies of each target, at as many timesteps, that share one encoding in "
+                          "training: more to learn from per second where sources are long; the copies are "
+                          "correlated, so that 2 to 4 is enough"},
     )
     padding_in_mean: bool = field(
         default=False,
@@ -40,6 +47,8 @@ class DiffusionCriterion(FairseqCriterion):
 
     def __init__(self, cfg: DiffusionCriterionConfig, task):
         super().__init__(task)
+        if cfg.timesteps_per_encoding < 1:
+            raise UserError(f"--timesteps-per-encoding must be at least 1, got {cfg.timesteps_per_encoding}")
         self.cfg = cfg
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
@@ -67,7 +76,7 @@ class DiffusionCriterion(FairseqCriterion):
             generator = torch.Generator(target.device).manual_seed(VALIDATION_SEED)
             t, importance = self.validation_timesteps(len(target), sampler.num_timesteps, target.device)
         else:
-            t, importance = sampler.draw(len(target), target.device)
+            t, importance = sampler.draw(len(target) * self.cfg.timesteps_per_encoding, target.device)
         parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator)
         weight = self.position_weights(parts)
         terms = self.terms(parts, t, weight, model.schedule)
@@ -99,7 +108,10 @@ class DiffusionCriterion(FairseqCriterion):
     @staticmethod
     def length_loss(parts: TrainingPass) -> Tensor:
         """-log p(length), summed over the sentences."""
-        return torch.nn.functional.cross_entropy(parts.length_logits, parts.counts.sum(dim=1), reduction="sum")
+        copies = len(parts.counts) // len(parts.length_logits)
+        return torch.nn.functional.cross_entropy(
+            parts.length_logits, parts.counts[::copies].sum(dim=1), reduction="sum"
+        )
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

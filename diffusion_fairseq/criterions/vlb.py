@@ -44,6 +44,9 @@ class DiffusionVLBCriterion(DiffusionCriterion):
         last = schedule.at(torch.tensor(schedule.num_timesteps - 1))
         return {
             "mse": (self.cfg.mse_weight, mse),
-            "rounding": (self.cfg.rounding_weight, rounding_nll(parts.rounding_logits, parts.target, weight)),
+            "rounding": (
+                self.cfg.rounding_weight,
+                rounding_nll(parts.rounding_logits, parts.target, weight, parts.modelled),
+            ),
             "prior": (self.cfg.prior_weight, prior_term(parts.x0, last.alpha, weight)),
         }

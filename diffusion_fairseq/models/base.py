@@ -49,7 +49,9 @@ class TrainingPass(NamedTuple):
     target (B, L) tokens; counts (B, L) bool, True at real tokens; modelled (B, L) bool, True at positions that are
     generated (real tokens and modelled padding); embedded (B, L, D) clean embeddings; x0 (B, L, D) the noised
     embeddings that start the diffusion; prediction and aim (B, L, D): the network's output and what it should be;
-    pred_x0 (B, L, D); rounding_logits (B, L, V) of x0; length_logits (B, max_target_positions + 1) or None.
+    pred_x0 (B, L, D); rounding_logits (n, V) of x0 at the n modelled positions; length_logits (sources,
+    max_target_positions + 1) or None. With k noised copies of each target, B is k times the number of sources and row
+    s * k + c is copy c of source s.
     """
 
     target: Tensor
@@ -192,10 +194,11 @@ class DiffusionModel(BaseFairseqModel):
 
         Args:
             src_tokens, target: (B, S) and (B, L') tokens.
-            t: (B,) int64.
-            start_noise, noise: (B, L, D), the noise of x0 and of xt; drawn where not given.
+            t: (B * k,) int64: k noised copies of each target share the encoding of its source.
+            start_noise, noise: (B * k, L, D), the noise of x0 and of xt; drawn where not given.
         """
-        target = self.modelled_target(target)
+        copies = len(t) // len(src_tokens)
+        target = self.modelled_target(target).repeat_interleave(copies, dim=0)
         counts = target != self.pad
         modelled = counts if self.length_model == "predicted" else torch.ones_like(counts)
         embedded = self.embedding(target).float()
@@ -215,7 +218,7 @@ class DiffusionModel(BaseFairseqModel):
         previous = None
         if self.self_conditioning:
             previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows),
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies),
                                           None if mask is None else mask[rows]),
                 xt.detach(), SELF_CONDITIONING_RATE, generator,
             )
@@ -223,7 +226,7 @@ class DiffusionModel(BaseFairseqModel):
         return TrainingPass(
             target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
             prediction=output, aim=x0 if self.parameterization == "x0" else noise,
-            pred_x0=self.to_x0(output, xt, t), rounding_logits=self.round_logits(x0),
+            pred_x0=self.to_x0(output, xt, t), rounding_logits=self.round_logits(x0[modelled]),
             # Lengths are few and soon learned by heart: they must not shape the encoder.
             length_logits=(
                 self.length_logits(encoded._replace(hidden=encoded.hidden.detach()))
