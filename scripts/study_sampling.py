@@ -11,6 +11,7 @@ where it was: settings that study.json holds are not measured again.
 import argparse
 import itertools
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -196,6 +197,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     study = load(arguments)
     rows = run(study, arguments, arguments.output.with_suffix(".json"))
     choice = recommended(rows, arguments.share)
