@@ -155,7 +155,7 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
                       marker="osv^D"[number // 10 % 5], markersize=4, linewidth=1)
         axis.set(xscale="log", xlabel=f"{key} (log scale)", ylabel="ROUGE-L")
         axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(file, dpi=130)
 
 
