@@ -181,7 +181,7 @@ def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_p
             process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     resumed = losses(run_module("train", work / "bin", *options, "--save-dir", tmp_path / "killed").stdout)
-    assert min(resumed) == 11 and max(resumed) == 24
+    assert min(resumed) in (11, 21) and max(resumed) == 24  # killed before or, where reading lags, after a save
     for update, loss in resumed.items():
         assert math.isclose(loss, whole[update], abs_tol=1e-4), update
 
