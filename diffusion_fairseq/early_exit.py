@@ -28,10 +28,9 @@ class Live(NamedTuple):
         tokens = torch.full((count, width), -1, device=device)
         return cls(origin, torch.ones_like(origin, dtype=torch.bool), tokens, torch.zeros_like(origin))
 
-    def after(self, tokens: Tensor, mask: Optional[Tensor]) -> "Live":
-        """The rows with the tokens (R, L) of the next step; mask (R, L) is True at positions that are generated."""
-        same = tokens == self.tokens
-        same = (same if mask is None else same | ~mask).all(dim=1)
+    def after(self, tokens: Tensor) -> "Live":
+        """The rows with the tokens (R, L) of the next step; where none is generated they are always the same."""
+        same = (tokens == self.tokens).all(dim=1)
         return self._replace(tokens=tokens, unchanged=torch.where(same, self.unchanged + 1, 0))
 
     def select(self, index: Tensor, width: int) -> "Live":

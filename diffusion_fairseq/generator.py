@@ -2,7 +2,7 @@
 
 from collections import Counter
 from functools import partial
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,40 +14,40 @@ from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_s
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import DiffusionModel, Encoded, Memory
+from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig, check_sampling
-from diffusion_fairseq.text.embedding import clamp_to_tokens
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
-# Lengths are padded to a multiple of this. A matrix product or a softmax sums in another order for another shape, and
-# the reverse process makes differences in the last bit grow; at whole multiples of a vector register it sums alike.
-ALIGNMENT = 16
 START = 0  # the draw of a noise stream that makes x_T; step i draws number i + 1
 
 
 def aligned(length: int) -> int:
-    """The least multiple of ALIGNMENT that holds a length."""
-    return -(-length // ALIGNMENT) * ALIGNMENT
+    """The width at which a row is computed: a multiple of ALIGNMENT, and coarser for long rows so that rows of like
+    lengths are computed together. A function of the row alone: a matrix product or a softmax sums in another order for
+    another shape, and the reverse process makes differences in the last bit grow."""
+    step = max(ALIGNMENT, 1 << max(0, length.bit_length() - 3))
+    return -(-length // step) * step
 
 
 class Rows(NamedTuple):
     """The sequences that are generated together: R = B * N, row b * N + n is candidate n of source b.
 
-    memory of the B sources; lengths (R,); keys (R,) the noise streams; mask (R, width) bool, True at positions that
-    are generated, or None where all are.
+    memory of the B sources; lengths (R,); keys (R,) the noise streams; packing of the positions that are generated.
     """
 
     memory: Memory
     lengths: Tensor
     keys: Tensor
-    width: int
-    mask: Optional[Tensor]
+    packing: Packing
+
+    @property
+    def width(self) -> int:
+        return self.packing.shape[1]
 
     @classmethod
     def of(cls, memory: Memory, lengths: Tensor, keys: Tensor) -> "Rows":
         """Rows as wide as the longest of them needs."""
-        width = aligned(int(lengths.max()))
-        mask = lengths_to_mask(lengths, width)
-        return cls(memory, lengths, keys, width, None if mask.all() else mask)
+        return cls(memory, lengths, keys, Packing.of(lengths_to_mask(lengths, aligned(int(lengths.max())))))
 
 
 class Drafts(NamedTuple):
@@ -78,16 +78,31 @@ class Denoiser:
     """
 
     def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor]):
-        self.model, self.rows, self.forbidden = model, rows, forbidden
+        self.model, self.rows = model, rows
         self.clamping_from = clamping_from
         self.estimate: Optional[Tensor] = None
+        self.clamped: Optional[Tensor] = None
+        self.clamped_tokens: Optional[Tensor] = None
+        self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
 
     def __call__(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
-        rows = self.rows
-        self.estimate = self.model.denoise(xt, t.to(xt.device), rows.memory, rows.mask, self.estimate)
+        # Filled, not copied: a copy from the host would wait for the device.
+        time = torch.full((1,), float(t), device=xt.device)
+        self.estimate = self.model.denoise(xt, time, self.rows.memory, self.rows.packing, self.estimate)
         if self.clamping_from is None or t > self.clamping_from:
             return self.estimate
-        return clamp_to_tokens(self.estimate, self.model.embedding.weight, self.forbidden)
+        packing = self.rows.packing
+        tokens = self.nearest(packing.pack(self.estimate))
+        self.clamped = packing.unpack(self.nearest.embedding[tokens])
+        self.clamped_tokens = packing.unpack(tokens)
+        return self.clamped
+
+    def tokens(self, x0: Tensor) -> Tensor:
+        """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
+        estimate that was clamped last."""
+        if x0 is self.clamped:
+            return self.clamped_tokens
+        return self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
 
     def noise(self, counter: int) -> Tensor:
         """Draw number `counter` of every row's noise stream (R, L, D)."""
@@ -163,11 +178,14 @@ class DiffusionGenerator:
         src_tokens = sample["net_input"]["src_tokens"]
         width = src_tokens.size(1)
         src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
-        rows = self._rows(self.model.encode(src_tokens), src_tokens)
-        drafts = self._denoise(rows, self.forbidden.to(src_tokens.device))
-        hypotheses = self._hypotheses(drafts, rows.lengths)
-        grouped = [hypotheses[i : i + self.per_source] for i in range(0, len(hypotheses), self.per_source)]
-        return [sorted(group, key=lambda hypothesis: -hypothesis["score"]) for group in grouped]
+        forbidden = self.forbidden.to(src_tokens.device)
+        found: Dict[int, List[Dict[str, Any]]] = {}
+        for sources, rows in self._buckets(self.model.encode(src_tokens), src_tokens):
+            hypotheses = self._hypotheses(self._denoise(rows, forbidden), rows.lengths)
+            for place, source in enumerate(sources):
+                group = hypotheses[place * self.per_source : (place + 1) * self.per_source]
+                found[source] = sorted(group, key=lambda hypothesis: -hypothesis["score"])
+        return [found[source] for source in range(len(src_tokens))]
 
     def steps_histogram(self) -> str:
         """How many hypotheses took how many steps, a line for each tenth of the steps; empty before any was made."""
@@ -198,7 +216,7 @@ class DiffusionGenerator:
                 state, step = reached, step + 1
                 if step < num_steps and not watched:
                     continue
-                live = live.after(self.model.most_likely(state.pred_x0, forbidden), denoise.rows.mask)
+                live = live.after(denoise.tokens(state.pred_x0))
                 if drafts.history is not None:
                     active = live.active
                     drafts.history[step - 1 :, live.origin[active], : denoise.rows.width] = live.tokens[active]
@@ -219,8 +237,11 @@ class DiffusionGenerator:
         """Write finished rows down. The clamped x0 is an embedding and sure of itself; the estimate that it was made
         from says how sure the model is of its tokens."""
         rows, tokens, width = live.origin[leaving], live.tokens[leaving], denoise.rows.width
+        packing = Packing.of(lengths_to_mask(denoise.rows.lengths[leaving], width))
+        scores = self.model.log_probabilities(
+            packing.pack(denoise.estimate[leaving]), packing.pack(tokens), self.forbidden.to(tokens.device))
         drafts.tokens[rows, :width] = tokens
-        drafts.scores[rows, :width] = self.model.log_probabilities(denoise.estimate[leaving], tokens, denoise.forbidden)
+        drafts.scores[rows, :width] = packing.unpack(scores)
         drafts.steps[rows] = step
         self.steps_used.update({step: len(rows)})
 
@@ -229,27 +250,37 @@ class DiffusionGenerator:
         """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
         before = denoise.rows
         denoise.rows = rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
+        denoise.clamped = None
         denoise.estimate = denoise.estimate[index, : rows.width]
         state = state._replace(xt=state.xt[index, : rows.width], pred_x0=state.pred_x0[index, : rows.width])
         return state, live.select(index, rows.width)
 
-    def _rows(self, encoded: Encoded, src_tokens: Tensor) -> Rows:
-        """What is generated for each source: every candidate at every length of the beam."""
+    def _buckets(self, encoded: Encoded, src_tokens: Tensor) -> Iterator[Tuple[List[int], Rows]]:
+        """What is generated, every candidate at every length of the beam, by width: sources and their rows."""
+        lengths = self._lengths(encoded)
+        candidates = torch.arange(self.sampling.candidates, device=src_tokens.device)
+        keys = combine(sequence_keys(src_tokens, encoded.mask, self.sampling.seed)[:, None], candidates)
+        lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten(1)
+        keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten(1)
+        memory = self.model.memory(encoded)
+        widths = [aligned(longest) for longest in lengths.amax(dim=1).tolist()]
+        for width in sorted(set(widths)):
+            sources = [source for source, own in enumerate(widths) if own == width]
+            index = torch.tensor(sources, device=src_tokens.device)
+            bucket = memory if len(sources) == len(widths) else memory.select(index)
+            yield sources, Rows.of(bucket, lengths[index].flatten(), keys[index].flatten())
+
+    def _lengths(self, encoded: Encoded) -> Tensor:
+        """The target lengths (B, length_beam) that are tried for each source."""
         source_lengths = encoded.mask.sum(dim=1)
         limits = (self.max_len_a * source_lengths + self.max_len_b).long()
         limits = limits.clamp(1, self.model.max_target_positions)
-        if self.model.length_model == "predicted":
-            logits = self.model.length_logits(encoded)
-            too_long = torch.arange(logits.size(1), device=logits.device) > limits[:, None]
-            lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)
-            lengths = torch.minimum(lengths, limits[:, None])
-        else:
-            lengths = self.model.generation_lengths(limits)[:, None]
-        candidates = torch.arange(self.sampling.candidates, device=src_tokens.device)
-        keys = combine(sequence_keys(src_tokens, encoded.mask, self.sampling.seed)[:, None], candidates)
-        lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten()
-        keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten()
-        return Rows.of(self.model.memory(encoded), lengths, keys)
+        if self.model.length_model != "predicted":
+            return self.model.generation_lengths(limits)[:, None]
+        logits = self.model.length_logits(encoded)
+        too_long = torch.arange(logits.size(1), device=logits.device) > limits[:, None]
+        lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)
+        return torch.minimum(lengths, limits[:, None])
 
     def _hypotheses(self, drafts: Drafts, lengths: Tensor) -> List[Dict[str, Any]]:
         """Cut each row at its end of sentence, on the host."""

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import make_dictionary, make_genie, make_sample, make_sampling
 
 from diffusion_fairseq.diffusion.noise import gaussian_noise
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.generator import START, DiffusionGenerator, aligned
+from diffusion_fairseq.generator import START, DiffusionGenerator
 
 DICTIONARY = make_dictionary()
 PAD, EOS, BOS = DICTIONARY.pad(), DICTIONARY.eos(), DICTIONARY.bos()
@@ -85,9 +86,9 @@ def test_score_is_the_probability_of_the_unclamped_estimate():
     generator = make_generator(model, clamping=True, diffusion_steps=1)
     hypothesis = generator.generate([model], sample)[0][0]
     with torch.no_grad():
-        rows = generator._rows(model.encode(tokens), tokens)
-        noise = gaussian_noise(rows.keys, START, aligned(int(rows.lengths.max())), model.embedding.embedding_dim)
-        estimate = model.denoise(noise, torch.tensor(1999), rows.memory, rows.mask)
+        ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
+        noise = gaussian_noise(rows.keys, START, rows.width, model.embedding.embedding_dim)
+        estimate = model.denoise(noise, torch.tensor(1999), rows.memory, rows.packing)
         logits = model.round_logits(estimate)[0].masked_fill(generator.forbidden, -torch.inf)
     kept = len(hypothesis["tokens"])
     expected = logits.log_softmax(-1)[range(kept), hypothesis["tokens"]]
@@ -100,7 +101,8 @@ def test_length_beam_tries_the_likeliest_lengths():
     logits = model.length_logits(model.encode(sample["net_input"]["src_tokens"]))[0]
     wanted = (logits[1:].topk(3).indices + 1).tolist()
     generator = make_generator(model, length_beam=3)
-    rows = generator._rows(model.encode(sample["net_input"]["src_tokens"]), sample["net_input"]["src_tokens"])
+    tokens = sample["net_input"]["src_tokens"]
+    ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
     assert rows.lengths.tolist() == wanted
 
 
@@ -109,8 +111,24 @@ def test_max_len_bounds_the_target():
     for length_model in ("fixed", "predicted"):
         model = sharp_genie(length_model=length_model)
         generator = make_generator(model, max_len_a=0.5, max_len_b=1)
-        rows = generator._rows(model.encode(sample["net_input"]["src_tokens"]), sample["net_input"]["src_tokens"])
-        assert (rows.lengths <= torch.tensor([2, 7])).all()
+        tokens = sample["net_input"]["src_tokens"]
+        for sources, rows in generator._buckets(model.encode(tokens), tokens):
+            assert (rows.lengths <= torch.tensor([2, 7])[sources]).all()
+
+
+def test_sentences_of_like_widths_are_denoised_together():
+    model = sharp_genie()
+    with torch.no_grad():
+        sample = make_sample(DICTIONARY, [4, 5, 20, 30, 6])
+        tokens = sample["net_input"]["src_tokens"]
+        generator = make_generator(model, candidates=3, length_beam=2)
+        longest = torch.arange(25) * -0.01  # of equal scores the shortest
+        model.length_logits = lambda encoded: longest + F.one_hot(encoded.mask.sum(dim=1).clamp(max=24), 25)
+        buckets = list(generator._buckets(model.encode(tokens), tokens))
+    assert [sources for sources, _ in buckets] == [[0, 1, 4], [2, 3]]
+    assert [rows.width for _, rows in buckets] == [16, 32]
+    assert [rows.memory.num_sources for _, rows in buckets] == [3, 2]
+    assert buckets[0][1].lengths[::2].tolist() == [4] * 3 + [5] * 3 + [6] * 3
 
 
 def test_longest_model_generates_what_it_was_trained_on():
@@ -118,7 +136,8 @@ def test_longest_model_generates_what_it_was_trained_on():
     model.longest_target.fill_(6.7)
     sample = make_sample(DICTIONARY, [3, 12])
     generator = make_generator(model)
-    rows = generator._rows(model.encode(sample["net_input"]["src_tokens"]), sample["net_input"]["src_tokens"])
+    tokens = sample["net_input"]["src_tokens"]
+    ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
     assert rows.lengths.tolist() == [7, 7]
 
 

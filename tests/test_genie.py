@@ -7,6 +7,7 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.presets import GENIE
+from diffusion_fairseq.modules.packing import Packing
 
 DICTIONARY = make_dictionary()
 PAD = DICTIONARY.pad()
@@ -34,7 +35,7 @@ def test_gradients_reach_every_parameter(self_conditioning, parameterization):
     model = make_genie(DICTIONARY, self_conditioning=self_conditioning, parameterization=parameterization)
     sample = make_sample(DICTIONARY, [5, 9])
     parts = model(sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0, 900]))
-    sum(x.square().sum() for x in (parts.prediction, parts.rounding_logits, parts.length_logits)).backward()
+    sum(x.square().sum() for x in (parts.prediction, parts.rounding_nll, parts.length_logits)).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 
@@ -68,8 +69,9 @@ def test_target_padding_changes_nothing():
     mask = torch.ones(3, 8, dtype=torch.bool)
     mask[:, 5:] = False
     longer = torch.cat([x, torch.full((3, 3, x.size(-1)), 9.0)], dim=1)
-    torch.testing.assert_close(model.denoise(longer, t, memory, mask)[:, :5], model.denoise(x, t, memory),
-                               rtol=1e-5, atol=1e-5)
+    for packing in (Packing.of(mask), Packing.padded(mask)):
+        torch.testing.assert_close(model.denoise(longer, t, memory, packing)[:, :5], model.denoise(x, t, memory),
+                                   rtol=1e-5, atol=1e-5)
 
 
 def test_candidates_share_the_memory_of_their_source():
@@ -95,7 +97,7 @@ def test_both_parameterizations_estimate_x0():
     model = make_genie(DICTIONARY, parameterization="noise")
     memory = model.memory(model.encode(make_sample(DICTIONARY, [6, 4, 5])["net_input"]["src_tokens"]))
     x, t = inputs(model)
-    level, eps = model.schedule.at(t), model.network(x, t, memory, None, None)
+    level, eps = model.schedule.at(t), model.network(x, t, memory, Packing((3, 5)), None)
     alpha, sigma = (c.float()[:, None, None] for c in (level.alpha, level.sigma))
     torch.testing.assert_close(alpha * model.denoise(x, t, memory) + sigma * eps, x, rtol=1e-4, atol=1e-5)
 

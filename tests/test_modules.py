@@ -7,6 +7,7 @@ from torch import nn
 from diffusion_fairseq.modules.attention import Attention
 from diffusion_fairseq.modules.layers import DenoiserLayer, EncoderLayer
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
+from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates, with_previous
 from diffusion_fairseq.modules.time_embedding import TimeEmbedding, sinusoids
 
@@ -23,15 +24,19 @@ def test_attention_is_torch_multihead_attention():
     x, context = torch.randn(3, 4, 8), torch.randn(3, 5, 8)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 1]], dtype=torch.bool)
     expected, _ = theirs(x, context, context, key_padding_mask=~mask)
-    torch.testing.assert_close(ours(x, ours.memory(context), mask), expected)
+    memory = ours.memory(context.flatten(0, 1), Packing((3, 5)))
+    torch.testing.assert_close(ours(x.flatten(0, 1), Packing((3, 4)), memory, mask).view(3, 4, 8), expected)
 
 
 def test_folded_candidates_equal_copied_memory():
     attention = Attention(8, 2, context_dim=6).eval()
     context, x = torch.randn(2, 5, 6), torch.randn(2 * 3, 4, 8)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
-    folded = attention(x, attention.memory(context), mask)
-    copied = attention(x, attention.memory(context.repeat_interleave(3, 0)), mask.repeat_interleave(3, 0))
+    packing, copies = Packing((6, 4)), context.repeat_interleave(3, 0)
+    x = x.flatten(0, 1)
+    folded = attention(x, packing, attention.memory(context.flatten(0, 1), Packing((2, 5))), mask)
+    memory = attention.memory(copies.flatten(0, 1), Packing((6, 5)))
+    copied = attention(x, packing, memory, mask.repeat_interleave(3, 0))
     torch.testing.assert_close(folded, copied)
 
 
@@ -41,23 +46,46 @@ def test_heads_must_divide_the_width():
 
 
 @pytest.mark.parametrize("normalize_before", [False, True])
-def test_encoder_layer_ignores_masked_positions(normalize_before):
+def test_encoder_layer_computes_the_same_with_and_without_padding(normalize_before):
     layer = EncoderLayer(8, 2, 16, 0.0, normalize_before).eval()
-    x = torch.randn(1, 5, 8)
-    mask = torch.tensor([[True, True, True, False, False]])
-    changed = x.clone()
-    changed[:, 3:] = 7
-    torch.testing.assert_close(layer(x, mask)[:, :3], layer(changed, mask)[:, :3])
-    torch.testing.assert_close(layer(x, mask)[:, :3], layer(x[:, :3], None))
+    x, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]).bool()
+    packed, padded = Packing.of(mask), Packing.padded(mask)
+    whole = padded.unpack(layer(padded.pack(x), padded))
+    torch.testing.assert_close(packed.unpack(layer(packed.pack(x), packed))[mask], whole[mask])
+    torch.testing.assert_close(layer(x[0, :3], Packing((1, 3))), whole[0, :3])
 
 
 def test_denoiser_layer_ignores_masked_positions_on_both_sides():
     layer = DenoiserLayer(8, 2, 16, 6, 0.0).eval()
     x, context = torch.randn(1, 4, 8), torch.randn(1, 5, 6)
-    mask, memory_mask = torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[1, 1, 1, 0, 0]]).bool()
-    whole = layer(x, layer.cross_attention.memory(context), mask, memory_mask)[:, :2]
-    part = layer(x[:, :2], layer.cross_attention.memory(context[:, :3]), None, None)
-    torch.testing.assert_close(whole, part)
+    part = layer(x[0, :2], Packing((1, 2)), layer.cross_attention.memory(context[0, :3], Packing((1, 3))), None)
+    memory_mask = torch.tensor([[1, 1, 1, 0, 0]]).bool()
+    memory = layer.cross_attention.memory(context[0], Packing((1, 5)))
+    mask = torch.tensor([[1, 1, 0, 0]]).bool()
+    for packing in (Packing.of(mask), Packing.padded(mask)):
+        whole = packing.unpack(layer(packing.pack(x), packing, memory, memory_mask))
+        torch.testing.assert_close(whole[0, :2], part)
+
+
+def test_packing_leaves_padding_out_and_puts_it_back():
+    mask = torch.rand(7, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    x, packing = torch.randn(7, 9, 3), Packing.of(mask)
+    packed = packing.pack(x)
+    assert packing.count == mask.sum() and len(packed) % ALIGNMENT == 0 and len(packed) - packing.count < ALIGNMENT
+    assert packing.unpack(packed).equal(x * mask[..., None])
+    for which, expected in ((packing.rows, 0), (packing.columns, 1)):
+        assert which(x.device)[: packing.count].equal(mask.nonzero()[:, expected])
+    everywhere = Packing.of(torch.ones(2, 3).bool())
+    assert everywhere.mask is None and everywhere.unpack(everywhere.pack(x[:2, :3])).equal(x[:2, :3])
+    nothing = Packing.of(torch.zeros(2, 3).bool())
+    assert nothing.unpack(nothing.pack(x[:2, :3])).eq(0).all()
+
+
+def test_packed_gradients_are_those_of_the_real_positions():
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    x, packing = torch.randn(2, 3, 4, requires_grad=True), Packing.of(mask)
+    packing.unpack(packing.pack(x).square()).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach() * mask[..., None])
 
 
 def test_sinusoids_are_the_published_ones():

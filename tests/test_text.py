@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from diffusion_fairseq.text import embedding
 from diffusion_fairseq.text.embedding import clamp_to_tokens, nearest_tokens
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
@@ -13,6 +15,14 @@ def test_nearest_is_the_least_euclidean_distance():
     expected = torch.cdist(X.double(), EMBEDDING.double().expand(4, -1, -1)).argmin(dim=-1)
     assert nearest_tokens(X, EMBEDDING).equal(expected)
     assert not (X @ EMBEDDING.t()).argmax(dim=-1).equal(expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 25, 50, 64])
+def test_search_by_chunks_of_the_vocabulary_finds_the_same(monkeypatch, at_once):
+    monkeypatch.setattr(embedding, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(embedding, "SCORES_AT_ONCE", 1)
+    bias = torch.randn(50, generator=GENERATOR)
+    assert embedding.TokenSearch(EMBEDDING, bias)(X).equal((X @ EMBEDDING.t() + bias).argmax(dim=-1))
 
 
 def test_forbidden_tokens_are_never_chosen():

@@ -8,7 +8,7 @@ from fairseq.criterions import register_criterion
 from torch import Tensor
 
 from diffusion_fairseq.criterions.base import DiffusionCriterion, DiffusionCriterionConfig
-from diffusion_fairseq.diffusion.losses import masked_mse, prior_term, rounding_nll
+from diffusion_fairseq.diffusion.losses import masked_mse, prior_term, weighted_sum
 from diffusion_fairseq.models.base import TrainingPass
 
 
@@ -44,9 +44,6 @@ class DiffusionVLBCriterion(DiffusionCriterion):
         last = schedule.at(torch.tensor(schedule.num_timesteps - 1))
         return {
             "mse": (self.cfg.mse_weight, mse),
-            "rounding": (
-                self.cfg.rounding_weight,
-                rounding_nll(parts.rounding_logits, parts.target, weight, parts.modelled),
-            ),
+            "rounding": (self.cfg.rounding_weight, weighted_sum(parts.rounding_nll, weight)),
             "prior": (self.cfg.prior_weight, prior_term(parts.x0, last.alpha, weight)),
         }

@@ -1,12 +1,13 @@
 """What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
 
 import math
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffusion_fairseq.diffusion.process import q_sample, x0_from_eps
 from diffusion_fairseq.diffusion.schedules import build_schedule
@@ -14,17 +15,20 @@ from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTime
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import LENGTH_MODELS, PARAMETERIZATIONS, DiffusionModelConfig
 from diffusion_fairseq.modules.attention import KeyValue
+from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates
+from diffusion_fairseq.text.embedding import TokenSearch
 
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
-LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time in generation: 64 MB
+LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time: 64 MB
 
 
 class Encoded(NamedTuple):
-    """The encoded source: hidden (B, S, C) and mask (B, S), True where a token counts."""
+    """The encoded source: hidden (n, C) at its packed positions, and mask (B, S) bool, True where a token counts."""
 
     hidden: Tensor
     mask: Tensor
+    packing: Packing
 
 
 class Memory(NamedTuple):
@@ -49,9 +53,9 @@ class TrainingPass(NamedTuple):
     target (B, L) tokens; counts (B, L) bool, True at real tokens; modelled (B, L) bool, True at positions that are
     generated (real tokens and modelled padding); embedded (B, L, D) clean embeddings; x0 (B, L, D) the noised
     embeddings that start the diffusion; prediction and aim (B, L, D): the network's output and what it should be;
-    pred_x0 (B, L, D); rounding_logits (n, V) of x0 at the n modelled positions; length_logits (sources,
-    max_target_positions + 1) or None. With k noised copies of each target, B is k times the number of sources and row
-    s * k + c is copy c of source s.
+    pred_x0 (B, L, D); rounding_nll (B, L), -log p(target | x0) in nats, 0 at positions that are not modelled;
+    length_logits (sources, max_target_positions + 1) or None. With k noised copies of each target, B is k times the
+    number of sources and row s * k + c is copy c of source s.
     """
 
     target: Tensor
@@ -62,12 +66,12 @@ class TrainingPass(NamedTuple):
     prediction: Tensor
     aim: Tensor
     pred_x0: Tensor
-    rounding_logits: Tensor
+    rounding_nll: Tensor
     length_logits: Optional[Tensor]
 
 
 def _latents_at_once(num_tokens: int) -> int:
-    return max(1, LOGITS_AT_ONCE // num_tokens // 16) * 16
+    return max(1, LOGITS_AT_ONCE // num_tokens // ALIGNMENT) * ALIGNMENT
 
 
 def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
@@ -117,8 +121,7 @@ class DiffusionModel(BaseFairseqModel):
         """Each layer's cross-attention keys and values; once per sentence."""
         raise NotImplementedError
 
-    def network(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor],
-                previous: Optional[Tensor]) -> Tensor:
+    def network(self, xt: Tensor, t: Tensor, memory: Memory, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         """The network's output (N * B, L, D), in its own dtype."""
         raise NotImplementedError
 
@@ -134,7 +137,7 @@ class DiffusionModel(BaseFairseqModel):
         """The estimate of x0 that an output of the network implies."""
         return output if self.parameterization == "x0" else x0_from_eps(xt, output, self.schedule.at(t))
 
-    def denoise(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor] = None,
+    def denoise(self, xt: Tensor, t: Tensor, memory: Memory, packing: Optional[Packing] = None,
                 previous: Optional[Tensor] = None) -> Tensor:
         """Estimate x0, in float32, whatever the parameterisation and the dtype of the weights.
 
@@ -142,31 +145,42 @@ class DiffusionModel(BaseFairseqModel):
             xt: (N * B, L, D); row b * N + n belongs to source b.
             t: () or (N * B,) integer times.
             memory: of B sources.
-            mask: (N * B, L) bool, True at positions that are generated; None: all.
+            packing: of the N * B rows; None: every position is generated.
             previous: (N * B, L, D), the previous estimate; None at the first step.
         """
-        return self.to_x0(self.network(xt, t, memory, mask, previous).float(), xt, t)
+        packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
+        return self.to_x0(self.network(xt, t, memory, packing, previous).float(), xt, t)
 
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
         return F.linear(x.to(self.embedding.weight.dtype), self.embedding.weight, self.rounding_bias)
 
-    def _scored(self, x: Tensor, forbidden: Tensor) -> Iterator[Tensor]:
-        """Scores (n, V) float32 of a few latents at a time: all of them at once can be gigabytes."""
-        for part in x.flatten(0, -2).split(_latents_at_once(len(forbidden))):
-            yield self.round_logits(part).float().masked_fill(forbidden, -torch.inf)
+    def token_nll(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """-log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), with gradient; at most LOGITS_AT_ONCE scores
+        over the vocabulary are held at a time."""
+        at_once = _latents_at_once(self.embedding.num_embeddings)
+        if len(x) <= at_once:
+            return self._token_nll(x, tokens)
+        return torch.cat([checkpoint(self._token_nll, *part, use_reentrant=False)
+                          for part in zip(x.split(at_once), tokens.split(at_once))])
 
-    def most_likely(self, x: Tensor, forbidden: Tensor) -> Tensor:
-        """The likeliest token (...) at each latent (..., D) that is not forbidden (V,)."""
-        return torch.cat([scores.argmax(dim=-1) for scores in self._scored(x, forbidden)]).view(x.shape[:-1])
+    def _token_nll(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(self.round_logits(x).float(), tokens, reduction="none")
 
     def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor) -> Tensor:
-        """log p(token | x) (...) in nats of given tokens (...) at latents (..., D)."""
-        chosen = tokens.flatten().split(_latents_at_once(len(forbidden)))
-        return torch.cat([
-            scores.gather(-1, part[:, None]).squeeze(-1) - scores.logsumexp(dim=-1)
-            for scores, part in zip(self._scored(x, forbidden), chosen)
-        ]).view(tokens.shape)
+        """log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), the forbidden ones (V,) left out."""
+        at_once = _latents_at_once(len(forbidden))
+        scores = (self.round_logits(part).float().masked_fill(forbidden, -torch.inf) for part in x.split(at_once))
+        return torch.cat([part.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
+                          for part, chosen in zip(scores, tokens.split(at_once))])
+
+    def token_search(self, forbidden: Tensor) -> TokenSearch:
+        """A search for the likeliest token at a latent, the forbidden ones (V,) left out."""
+        return TokenSearch(self.embedding.weight, self.rounding_bias, forbidden)
+
+    def nearest_search(self, forbidden: Tensor) -> TokenSearch:
+        """A search for the token with the nearest embedding, the forbidden ones (V,) left out."""
+        return TokenSearch.nearest(self.embedding.weight, forbidden)
 
     def timestep_sampler(self, name: str) -> UniformTimesteps:
         """The training law of t; kept in the model, so that what it has learned is saved with the weights."""
@@ -214,19 +228,19 @@ class DiffusionModel(BaseFairseqModel):
 
         encoded = self.encode(src_tokens)
         memory = self.memory(encoded)
-        mask = modelled if self.length_model == "predicted" else None
+        packing = Packing.of(modelled)
         previous = None
         if self.self_conditioning:
             previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies),
-                                          None if mask is None else mask[rows]),
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies), Packing.of(modelled[rows])),
                 xt.detach(), SELF_CONDITIONING_RATE, generator,
             )
-        output = self.network(xt, t, memory, mask, previous).float()
+        output = self.network(xt, t, memory, packing, previous).float()
         return TrainingPass(
             target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
             prediction=output, aim=x0 if self.parameterization == "x0" else noise,
-            pred_x0=self.to_x0(output, xt, t), rounding_logits=self.round_logits(x0[modelled]),
+            pred_x0=self.to_x0(output, xt, t),
+            rounding_nll=packing.unpack(self.token_nll(packing.pack(x0), packing.pack(target))),
             # Lengths are few and soon learned by heart: they must not shape the encoder.
             length_logits=(
                 self.length_logits(encoded._replace(hidden=encoded.hidden.detach()))

@@ -12,6 +12,7 @@ from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.presets import GENIE
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
+from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.modules.self_conditioning import with_previous
 from diffusion_fairseq.modules.time_embedding import TimeEmbedding
 
@@ -31,6 +32,7 @@ class SourceEncoder(nn.Module):
     def __init__(self, cfg: GenieConfig, num_tokens: int, pad: int):
         super().__init__()
         self.pad = pad
+        self.attend_padding = cfg.attend_source_padding
         if cfg.share_embeddings:
             self.tokens = nn.Linear(cfg.latent_dim, cfg.model_dim, bias=False)
         else:
@@ -53,16 +55,19 @@ class SourceEncoder(nn.Module):
         Args:
             shared: the target's embedding, with --share-embeddings.
         """
-        embedded = self.tokens(src_tokens if shared is None else shared(src_tokens))
         mask = src_tokens != self.pad
+        # Padding that the denoiser attends to must be computed.
+        packing = Packing.padded(mask) if self.attend_padding else Packing.of(mask)
+        tokens = packing.pack(src_tokens)
+        embedded = self.tokens(tokens if shared is None else shared(tokens).to(self.positions.weight.dtype))
         first = mask.int().argmax(dim=1, keepdim=True)
         positions = torch.arange(src_tokens.size(1), device=src_tokens.device) - first
         # Padding may reach beyond the last position; it is masked.
         positions = positions.clamp(0, self.positions.num_embeddings - 1)
-        x = self.dropout(self.norm(embedded + self.positions(positions)))
+        x = self.dropout(self.norm(embedded + self.positions(packing.pack(positions))))
         for layer in self.layers:
-            x = layer(x, mask)
-        return Encoded(self.final_norm(x), mask)
+            x = layer(x, packing)
+        return Encoded(self.final_norm(x), mask, packing)
 
 
 def _init_bert(module: nn.Module) -> None:
@@ -120,23 +125,25 @@ class GenieModel(DiffusionModel):
         return self.encoder(src_tokens, self.embedding if self.share_embeddings else None)
 
     def memory(self, encoded: Encoded) -> Memory:
-        layers = tuple(layer.cross_attention.memory(encoded.hidden) for layer in self.layers)
-        return Memory(layers, None if self.attend_source_padding else encoded.mask)
+        layers = tuple(layer.cross_attention.memory(encoded.hidden, encoded.packing) for layer in self.layers)
+        return Memory(layers, None if self.attend_source_padding else encoded.packing.mask)
 
-    def network(self, xt: Tensor, t: Tensor, memory: Memory, mask: Optional[Tensor],
-                previous: Optional[Tensor]) -> Tensor:
-        xt = xt.to(self.embedding.weight.dtype)
+    def network(self, xt: Tensor, t: Tensor, memory: Memory, packing: Packing, previous: Optional[Tensor]) -> Tensor:
+        xt = packing.pack(xt).to(self.positions.weight.dtype)
         if self.self_conditioning:
-            xt = with_previous(xt, previous)
+            xt = with_previous(xt, None if previous is None else packing.pack(previous))
         time = self.time_embedding(t.reshape(-1).float() * (TIME_SCALE / self.schedule.num_timesteps))
-        positions = torch.arange(xt.size(1), device=xt.device).clamp(max=self.positions.num_embeddings - 1)
-        x = self.dropout(self.norm(self.up_projection(xt) + self.positions(positions) + time[:, None]))
+        if len(time) > 1:
+            time = time[packing.rows(xt.device)]
+        # Padding may reach beyond the last position; it is masked.
+        positions = self.positions(packing.columns(xt.device).clamp(max=self.positions.num_embeddings - 1))
+        x = self.dropout(self.norm(self.up_projection(xt) + positions + time))
         for layer, layer_memory in zip(self.layers, memory.layers):
-            x = layer(x, layer_memory, mask, memory.mask)
-        return self.down_projection(x)
+            x = layer(x, packing, layer_memory, memory.mask)
+        return packing.unpack(self.down_projection(x))
 
     def length_logits(self, encoded: Encoded) -> Tensor:
-        return self.length_predictor(encoded.hidden, encoded.mask)
+        return self.length_predictor(encoded.packing.unpack(encoded.hidden), encoded.mask)
 
 
 def _register(arch: str, preset: Dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple, Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_fairseq.modules.packing import Packing
+
 
 class KeyValue(NamedTuple):
     """Keys and values (B, heads, S, head width) of one layer."""
@@ -40,24 +42,25 @@ class Attention(nn.Module):
         """(B, S, dim) -> (B, heads, S, head width)."""
         return x.view(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
 
-    def memory(self, context: Tensor) -> KeyValue:
-        """Keys and values of a context (B, S, context_dim)."""
-        return KeyValue(self._split(self.key(context)), self._split(self.value(context)))
+    def memory(self, context: Tensor, packing: Packing) -> KeyValue:
+        """Keys and values of a packed context (n, context_dim)."""
+        key, value = (self._split(packing.unpack(layer(context))) for layer in (self.key, self.value))
+        return KeyValue(key, value)
 
-    def forward(self, x: Tensor, memory: KeyValue, mask: Optional[Tensor] = None) -> Tensor:
-        """Attend from x (N * B, L, dim) over the memory of B contexts; row b * N + n belongs to context b.
+    def forward(self, x: Tensor, packing: Packing, memory: KeyValue, mask: Optional[Tensor] = None) -> Tensor:
+        """Attend from N * B packed rows x (n, dim) over the memory of B contexts; row b * N + i belongs to context b.
 
-        The N sequences of one context are folded into the query length: its keys and values are neither copied
-        nor read N times.
+        The N rows of one context are folded into the query length: its keys and values are neither copied nor read
+        N times.
 
         Args:
             mask: (B, S) bool, True where the context may be attended; None: everywhere.
         """
         batch = memory.key.size(0)
-        query = self._split(self.query(x).view(batch, -1, x.size(-1)))
+        query = packing.unpack(self.query(x))
         attended = F.scaled_dot_product_attention(
-            query, memory.key, memory.value,
+            self._split(query.view(batch, -1, x.size(-1))), memory.key, memory.value,
             attn_mask=None if mask is None else mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(attended.transpose(1, 2).reshape(x.shape))
+        return self.out(packing.pack(attended.transpose(1, 2).reshape(query.shape)))

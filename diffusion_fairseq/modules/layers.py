@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_fairseq.modules.attention import Attention, KeyValue
+from diffusion_fairseq.modules.packing import Packing
 
 BERT_LAYER_NORM_EPS = 1e-12  # Devlin et al. (2019), released weights
 
@@ -28,14 +29,16 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Optional[Tensor]) -> Tensor:
-        """x (B, S, dim), mask (B, S) bool, True where a position may be attended."""
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """x (n, dim), the packed positions of some rows; a row's positions attend to one another."""
         if self.normalize_before:
-            h = self.attention_norm(x)
-            x = x + self.dropout(self.attention(h, self.attention.memory(h), mask))
+            x = x + self.dropout(self.attend(self.attention_norm(x), packing))
             return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, self.attention.memory(x), mask)))
+        x = self.attention_norm(x + self.dropout(self.attend(x, packing)))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+    def attend(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.attention(x, packing, self.attention.memory(x, packing), packing.mask)
 
 
 class GEGLU(nn.Module):
@@ -69,11 +72,10 @@ class DenoiserLayer(nn.Module):
         self.ffn = nn.Sequential(GEGLU(dim, ffn_dim), nn.Dropout(dropout), nn.Linear(ffn_dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, memory: KeyValue, mask: Optional[Tensor], memory_mask: Optional[Tensor]
-    ) -> Tensor:
-        """x (N * B, L, dim) over the memory of B sources; masks bool, True where a position may be attended."""
+    def forward(self, x: Tensor, packing: Packing, memory: KeyValue, memory_mask: Optional[Tensor]) -> Tensor:
+        """x (n, dim), the packed positions of N * B rows, over the memory of B sources; memory_mask (B, S) bool, True
+        where a source may be attended."""
         h = self.self_norm(x)
-        x = x + self.dropout(self.self_attention(h, self.self_attention.memory(h), mask))
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory, memory_mask))
+        x = x + self.dropout(self.self_attention(h, packing, self.self_attention.memory(h, packing), packing.mask))
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), packing, memory, memory_mask))
         return x + self.ffn(self.ffn_norm(x))

@@ -5,25 +5,54 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+# Scores that are held at one time: they stay in a processor's cache, where the maximum is found 2 to 3 times as fast.
+SCORES_AT_ONCE = 1 << 20
+TOKENS_AT_ONCE = 2048  # at least, so that a chunk's matrix product fills the machine
 
-def nearest_tokens(x: Tensor, embedding: Tensor, forbidden: Optional[Tensor] = None) -> Tensor:
-    """The token whose embedding has the least exact L2 distance to each vector.
 
-    |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest embedding has the largest x.e - |e|^2 / 2, so that one
-    matrix product does and no distance matrix is built.
+class TokenSearch:
+    """Finds the token with the largest score x.e + bias, a chunk of the vocabulary at a time, in float32.
+
+    What does not depend on x is computed once, here.
 
     Args:
-        x: (..., D).
         embedding: (V, D).
+        bias: (V,).
         forbidden: (V,) bool, True for tokens that may not be chosen.
-    Returns:
-        (...) int64.
     """
-    bias = -embedding.float().square().sum(dim=-1) / 2
-    if forbidden is not None:
-        bias = bias.masked_fill(forbidden, -torch.inf)
-    flat = x.reshape(-1, x.size(-1)).float()
-    return torch.addmm(bias, flat, embedding.float().t()).argmax(dim=-1).view(x.shape[:-1])
+
+    def __init__(self, embedding: Tensor, bias: Tensor, forbidden: Optional[Tensor] = None):
+        self.embedding = embedding.float()
+        self.bias = bias.float() if forbidden is None else bias.float().masked_fill(forbidden, -torch.inf)
+
+    @classmethod
+    def nearest(cls, embedding: Tensor, forbidden: Optional[Tensor] = None) -> "TokenSearch":
+        """A search by least exact L2 distance.
+
+        |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest embedding has the largest x.e - |e|^2 / 2, so that one
+        matrix product does and no distance matrix is built.
+        """
+        return cls(embedding, -embedding.float().square().sum(dim=-1) / 2, forbidden)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Tokens (...) int64 of latents x (..., D)."""
+        flat = x.reshape(-1, x.size(-1)).float()
+        at_once = max(TOKENS_AT_ONCE, SCORES_AT_ONCE // max(1, len(flat)))
+        best, tokens = None, None
+        for first in range(0, len(self.bias), at_once):
+            chunk = slice(first, first + at_once)
+            scores, found = torch.addmm(self.bias[chunk], flat, self.embedding[chunk].t()).max(dim=-1)
+            if best is None:
+                best, tokens = scores, found
+            else:
+                better = scores > best
+                best, tokens = torch.where(better, scores, best), torch.where(better, found + first, tokens)
+        return tokens.view(x.shape[:-1])
+
+
+def nearest_tokens(x: Tensor, embedding: Tensor, forbidden: Optional[Tensor] = None) -> Tensor:
+    """The token (...) whose embedding (V, D) has the least exact L2 distance to each vector x (..., D)."""
+    return TokenSearch.nearest(embedding, forbidden)(x)
 
 
 def clamp_to_tokens(x: Tensor, embedding: Tensor, forbidden: Optional[Tensor] = None) -> Tensor:

@@ -1,0 +1,59 @@
+"""Rows of unequal length without their padding: what acts on each position alone computes real positions only."""
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+# The count of packed positions is padded to a multiple of this, so that a position's matrix products have the same
+# bits however many there are (whole vector registers sum alike).
+ALIGNMENT = 16
+
+
+class Packing(NamedTuple):
+    """Where the real positions of padded rows lie.
+
+    shape (R, L); mask (R, L) bool, True at real positions, or None where all are; index (n,) the places of the packed
+    positions in the flattened rows, or None where none is left out; count: how many of the n are not alignment.
+    """
+
+    shape: Tuple[int, int]
+    mask: Optional[Tensor] = None
+    index: Optional[Tensor] = None
+    count: int = 0
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Packing":
+        """Leave the padding of a mask (R, L) out; waits for the device once."""
+        index = mask.flatten().nonzero().squeeze(1)
+        count = len(index)
+        if count == mask.numel():
+            return cls(tuple(mask.shape))
+        # At least one position, so that rows of nothing but padding still have a shape.
+        index = torch.cat([index, index.new_zeros(-count % ALIGNMENT or (0 if count else ALIGNMENT))])
+        return cls(tuple(mask.shape), mask, index, count)
+
+    @classmethod
+    def padded(cls, mask: Tensor) -> "Packing":
+        """Compute the padding of a mask (R, L) too, and only hide it from attention."""
+        return cls(tuple(mask.shape), mask)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(R, L, ...) -> (n, ...)."""
+        flat = x.flatten(0, 1)
+        return flat if self.index is None else flat.index_select(0, self.index)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(n, ...) -> (R, L, ...), zeros at padding."""
+        if self.index is not None:
+            rows, width = self.shape
+            x = x.new_zeros(rows * width, *x.shape[1:]).index_copy(0, self.index[: self.count], x[: self.count])
+        return x.unflatten(0, self.shape)
+
+    def rows(self, device: torch.device) -> Tensor:
+        """The row (n,) of each packed position."""
+        return self.pack(torch.arange(self.shape[0], device=device)[:, None].expand(self.shape))
+
+    def columns(self, device: torch.device) -> Tensor:
+        """The place (n,) of each packed position in its row."""
+        return self.pack(torch.arange(self.shape[1], device=device).expand(self.shape))
