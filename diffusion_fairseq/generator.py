@@ -178,10 +178,9 @@ class DiffusionGenerator:
         src_tokens = sample["net_input"]["src_tokens"]
         width = src_tokens.size(1)
         src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
-        forbidden = self.forbidden.to(src_tokens.device)
         found: Dict[int, List[Dict[str, Any]]] = {}
-        for sources, rows in self._buckets(self.model.encode(src_tokens), src_tokens):
-            hypotheses = self._hypotheses(self._denoise(rows, forbidden), rows.lengths)
+        for sources, rows in self.buckets(self.model.encode(src_tokens), src_tokens):
+            hypotheses = self._hypotheses(self._denoise(rows), rows.lengths)
             for place, source in enumerate(sources):
                 group = hypotheses[place * self.per_source : (place + 1) * self.per_source]
                 found[source] = sorted(group, key=lambda hypothesis: -hypothesis["score"])
@@ -201,12 +200,16 @@ class DiffusionGenerator:
             lines.append(f"{first:5d}-{last:<5d} {count:7d} {'#' * round(50 * count / total)}")
         return "\n".join(lines)
 
-    def _denoise(self, rows: Rows, forbidden: Tensor) -> Drafts:
+    def denoiser(self, rows: Rows) -> Denoiser:
+        """What the solver calls for some rows."""
+        return Denoiser(self.model, rows, self.forbidden.to(rows.keys.device), self.clamping_from)
+
+    def _denoise(self, rows: Rows) -> Drafts:
         """Run the reverse process; with early exit, rows whose tokens have settled leave it with their memory."""
         num_steps, patience = len(self.levels) - 1, self.sampling.exit_patience
         watched = patience is not None or self.retain_history
         drafts = Drafts.blank(rows, num_steps, self.dictionary.pad(), self.retain_history)
-        denoise = Denoiser(self.model, rows, forbidden, self.clamping_from)
+        denoise = self.denoiser(rows)
         state = initial_state(denoise.noise(START), self.levels[0])
         live = Live.begin(len(rows.keys), rows.width, rows.keys.device)
         step = 0
@@ -255,7 +258,7 @@ class DiffusionGenerator:
         state = state._replace(xt=state.xt[index, : rows.width], pred_x0=state.pred_x0[index, : rows.width])
         return state, live.select(index, rows.width)
 
-    def _buckets(self, encoded: Encoded, src_tokens: Tensor) -> Iterator[Tuple[List[int], Rows]]:
+    def buckets(self, encoded: Encoded, src_tokens: Tensor) -> Iterator[Tuple[List[int], Rows]]:
         """What is generated, every candidate at every length of the beam, by width: sources and their rows."""
         lengths = self._lengths(encoded)
         candidates = torch.arange(self.sampling.candidates, device=src_tokens.device)

@@ -293,6 +293,14 @@ def test_training_modes(work, tmp_path, options):
     assert len(hypotheses(generate(work, path=tmp_path / "checkpoint_last.pt", data="bin5").stdout)) == 5
 
 
+def test_generation_in_bf16_and_with_compiled_layers(work):
+    precise = hypotheses(generate(work, data="bin5").stdout)
+    rounded = hypotheses(generate(work, "--bf16", data="bin5").stdout)
+    assert len(rounded) == 5 and rounded != precise
+    compiled = generate(work, "--compile-layers", data="bin5")
+    assert len(hypotheses(compiled.stdout)) == 5
+
+
 def test_exported_ema_decodes(work, tmp_path):
     script = PACKAGE.parent / "scripts" / "export_checkpoint.py"
     subprocess.run([sys.executable, script, "--ema", checkpoint(work), "--output", tmp_path / "ema.pt"], check=True)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import make_dictionary, make_genie, make_sample, make_sampling
+from omegaconf import OmegaConf
 
 from diffusion_fairseq.diffusion.noise import gaussian_noise
 from diffusion_fairseq.errors import UserError
@@ -55,6 +56,22 @@ def test_same_text_alone_in_a_batch_and_in_reversed_order(solver, clamping, leng
             assert abs(other["score"] - alone["score"]) < 1e-5
 
 
+def test_bf16_computes_the_network_alone_and_does_not_depend_on_the_batch():
+    model = sharp_genie()
+    precise = generate(model, make_sample(DICTIONARY, [7] * 8), clamping=True, diffusion_steps=1)
+    model.prepare_for_inference_(OmegaConf.create({"common": {"bf16": True}}))
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {"embedding.weight", "rounding_bias"}
+    rounded = generate(model, make_sample(DICTIONARY, [7] * 8), clamping=True, diffusion_steps=1)
+    pairs = [(a[0]["positional_scores"], b[0]["positional_scores"]) for a, b in zip(precise, rounded)]
+    assert any(not a.equal(b) for a, b in pairs if len(a) == len(b))
+    sample = make_sample(DICTIONARY, [3 + i % 11 for i in range(40)])
+    batch = generate(model, sample, clamping=True)
+    for i in range(0, 40, 7):
+        alone = generate(model, rows_of(sample, [i]), clamping=True)[0][0]
+        assert alone["tokens"].equal(batch[i][0]["tokens"]) and abs(alone["score"] - batch[i][0]["score"]) < 1e-5
+
+
 def test_candidates_do_not_depend_on_how_many_there_are():
     model, sample = sharp_genie(), make_sample(DICTIONARY, [5, 8])
     texts = [{tuple(h["tokens"].tolist()) for h in hypotheses} for hypotheses in generate(model, sample, candidates=7)]
@@ -86,7 +103,7 @@ def test_score_is_the_probability_of_the_unclamped_estimate():
     generator = make_generator(model, clamping=True, diffusion_steps=1)
     hypothesis = generator.generate([model], sample)[0][0]
     with torch.no_grad():
-        ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
+        ((_, rows),) = generator.buckets(model.encode(tokens), tokens)
         noise = gaussian_noise(rows.keys, START, rows.width, model.embedding.embedding_dim)
         estimate = model.denoise(noise, torch.tensor(1999), rows.memory, rows.packing)
         logits = model.round_logits(estimate)[0].masked_fill(generator.forbidden, -torch.inf)
@@ -102,7 +119,7 @@ def test_length_beam_tries_the_likeliest_lengths():
     wanted = (logits[1:].topk(3).indices + 1).tolist()
     generator = make_generator(model, length_beam=3)
     tokens = sample["net_input"]["src_tokens"]
-    ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
+    ((_, rows),) = generator.buckets(model.encode(tokens), tokens)
     assert rows.lengths.tolist() == wanted
 
 
@@ -112,7 +129,7 @@ def test_max_len_bounds_the_target():
         model = sharp_genie(length_model=length_model)
         generator = make_generator(model, max_len_a=0.5, max_len_b=1)
         tokens = sample["net_input"]["src_tokens"]
-        for sources, rows in generator._buckets(model.encode(tokens), tokens):
+        for sources, rows in generator.buckets(model.encode(tokens), tokens):
             assert (rows.lengths <= torch.tensor([2, 7])[sources]).all()
 
 
@@ -124,7 +141,7 @@ def test_sentences_of_like_widths_are_denoised_together():
         generator = make_generator(model, candidates=3, length_beam=2)
         longest = torch.arange(25) * -0.01  # of equal scores the shortest
         model.length_logits = lambda encoded: longest + F.one_hot(encoded.mask.sum(dim=1).clamp(max=24), 25)
-        buckets = list(generator._buckets(model.encode(tokens), tokens))
+        buckets = list(generator.buckets(model.encode(tokens), tokens))
     assert [sources for sources, _ in buckets] == [[0, 1, 4], [2, 3]]
     assert [rows.width for _, rows in buckets] == [16, 32]
     assert [rows.memory.num_sources for _, rows in buckets] == [3, 2]
@@ -137,7 +154,7 @@ def test_longest_model_generates_what_it_was_trained_on():
     sample = make_sample(DICTIONARY, [3, 12])
     generator = make_generator(model)
     tokens = sample["net_input"]["src_tokens"]
-    ((_, rows),) = generator._buckets(model.encode(tokens), tokens)
+    ((_, rows),) = generator.buckets(model.encode(tokens), tokens)
     assert rows.lengths.tolist() == [7, 7]
 
 

@@ -27,7 +27,7 @@ OPTIONS = {
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
         "length_beam", "seed",
     },
-    Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions"},
+    Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions", "compile_layers"},
     DiffusionVLBConfig: {
         "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "mse_weight", "rounding_weight",
         "prior_weight", "length_weight",

@@ -1,7 +1,7 @@
 """What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
 
 import math
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
 class DiffusionModel(BaseFairseqModel):
     """A denoiser of embeddings with its noise schedule.
 
-    Subclasses give `encode`, `memory`, `network` and, for predicted lengths, `length_logits`.
+    Subclasses give `encode`, `memory`, `network`, `transformer_layers` and, for predicted lengths, `length_logits`.
 
     Args:
         cfg: the model's options.
@@ -127,6 +127,22 @@ class DiffusionModel(BaseFairseqModel):
 
     def length_logits(self, encoded: Encoded) -> Tensor:
         """Scores (B, max_target_positions + 1) of the target's length, under --length-model predicted."""
+        raise NotImplementedError
+
+    def prepare_for_inference_(self, cfg) -> None:
+        """What fairseq's commands call before they generate: under --bf16 the network computes in it."""
+        super().prepare_for_inference_(cfg)
+        if cfg.common.bf16:
+            self.network_to(torch.bfloat16)
+
+    def network_to(self, dtype: torch.dtype) -> None:
+        """Cast all but the target's embeddings and their bias: they are the space in which x_t and x_0 lie."""
+        for name, module in self.named_children():
+            if name not in ("embedding", "timesteps"):
+                module.to(dtype)
+
+    def transformer_layers(self) -> Iterator[nn.Module]:
+        """The layers in which nearly all the time is spent."""
         raise NotImplementedError
 
     def max_positions(self) -> Tuple[int, int]:

@@ -1,6 +1,6 @@
 """GENIE: a bidirectional encoder and a cross-attending denoiser of target embeddings (Lin et al., 2022)."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 from fairseq.models import register_model, register_model_architecture
@@ -141,6 +141,10 @@ class GenieModel(DiffusionModel):
         for layer, layer_memory in zip(self.layers, memory.layers):
             x = layer(x, packing, layer_memory, memory.mask)
         return packing.unpack(self.down_projection(x))
+
+    def transformer_layers(self) -> Iterator[nn.Module]:
+        yield from self.encoder.layers
+        yield from self.layers
 
     def length_logits(self, encoded: Encoded) -> Tensor:
         return self.length_predictor(encoded.packing.unpack(encoded.hidden), encoded.mask)

@@ -21,6 +21,7 @@ from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import DiffusionModel
+from diffusion_fairseq.models.compilation import compile_layers
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig, check_sampling
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ class Seq2SeqDiffusionConfig(SamplingConfig, TranslationConfig):
     )
     max_target_positions: int = field(
         default=64, metadata={"help": "longest target in tokens; longer ones are cut, with a warning"}
+    )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "compile the transformer layers with torch.compile, in training and generation: pays on "
+                          "GPUs in runs of more than some minutes, little on CPUs; without a working compiler "
+                          "one warning, and the layers stay as they are"},
     )
 
 
@@ -147,6 +154,8 @@ class Seq2SeqDiffusionTask(TranslationTask):
             raise UserError(f"{where} a model of architecture {arch!r}, which task seq2seq_diffusion does not serve: "
                             f"it takes {', '.join(known)}")
         model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.compile_layers:
+            compile_layers(model.transformer_layers())
         longest_source, longest_target = model.max_positions()
         self.cfg.max_source_positions = min(self.cfg.max_source_positions, longest_source)
         self.cfg.max_target_positions = min(self.cfg.max_target_positions, longest_target)

@@ -1,0 +1,287 @@
+"""The systems that scripts/benchmark.py measures: ours, the published structure, fairseq's transformer."""
+
+import math
+import statistics
+import time
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from unittest.mock import patch
+
+import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerModel, base_architecture
+from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import diffusion_fairseq  # noqa: F401  registers the task and the models
+from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
+from diffusion_fairseq.diffusion.noise import gaussian_noise
+from diffusion_fairseq.diffusion.solvers import ddpm_step, initial_state
+from diffusion_fairseq.generator import START, DiffusionGenerator, aligned
+from diffusion_fairseq.models.config import GenieConfig
+from diffusion_fairseq.models.genie import GenieModel
+from diffusion_fairseq.models.presets import GENIE
+from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+from diffusion_fairseq.text.lengths import lengths_to_mask
+
+PUBLISHED_SOURCE, PUBLISHED_TARGET = 512, 64  # what the published code pads to
+LONGEST = 512
+
+
+def dictionary_of(num_tokens: int) -> Dictionary:
+    dictionary = Dictionary()
+    for number in range(num_tokens - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    return dictionary
+
+
+def make_genie(arch: str, dictionary: Dictionary, device: str, **options) -> GenieModel:
+    """Random weights."""
+    torch.manual_seed(1)
+    preset = {"max_source_positions": LONGEST, "max_target_positions": LONGEST, **GENIE[arch], **options}
+    cfg = OmegaConf.structured(GenieConfig(**preset))
+    return GenieModel(cfg, len(dictionary), len(dictionary), dictionary.pad()).to(device)
+
+
+def make_transformer(arch: str, dictionary: Dictionary, device: str) -> TransformerModel:
+    """fairseq's encoder-decoder with the widths and layers of a GENIE, embeddings shared; random weights."""
+    torch.manual_seed(1)
+    cfg = GenieConfig(**GENIE[arch])
+    args = Namespace(
+        encoder_embed_dim=cfg.model_dim, encoder_ffn_embed_dim=cfg.ffn_dim, encoder_layers=cfg.encoder_layers,
+        encoder_attention_heads=cfg.attention_heads, decoder_layers=cfg.denoiser_layers,
+        decoder_attention_heads=cfg.attention_heads, share_all_embeddings=True, dropout=cfg.dropout,
+        max_source_positions=LONGEST + 1, max_target_positions=LONGEST + 1,
+    )
+    base_architecture(args)
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    return TransformerModel.build_model(args, task).to(device)
+
+
+def random_sources(dictionary: Dictionary, batch: int, length: int, width: int, device: str) -> Tensor:
+    """Sources (batch, width) of `length` random words, their end of sentence included, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.full((batch, width), dictionary.pad())
+    tokens[:, :length] = torch.randint(dictionary.nspecial, len(dictionary), (batch, length), generator=generator)
+    tokens[:, length - 1] = dictionary.eos()
+    return tokens.to(device)
+
+
+class Work(NamedTuple):
+    """What a system is asked to do, and where."""
+
+    dictionary: Dictionary
+    device: str
+    batch: int
+    source: int
+    target: int
+    candidates: int
+    steps: int
+
+
+class Ours:
+    """The generator as fairseq-generate runs it, clamped."""
+
+    def __init__(self, model: GenieModel, work: Work):
+        self.work, self.model = work, model
+        sampling = SamplingConfig(diffusion_steps=work.steps, candidates=work.candidates, clamping=True, seed=1)
+        self.generator = DiffusionGenerator(model, work.dictionary, sampling, max_len_b=work.target)
+        width = aligned(work.source)
+        self.sources = random_sources(work.dictionary, work.batch, work.source, width, work.device)
+
+    @torch.inference_mode()
+    def encode(self) -> None:
+        self.model.memory(self.model.encode(self.sources))
+
+    @torch.inference_mode()
+    def generate(self) -> None:
+        self.generator.generate([self.model], {"net_input": {"src_tokens": self.sources}})
+
+    @torch.inference_mode()
+    def x0(self) -> Tensor:
+        """The last estimate of x0 before clamping (batch * candidates, target, D)."""
+        ((_, rows),) = self.generator.buckets(self.model.encode(self.sources), self.sources)
+        denoise = self.generator.denoiser(rows)
+        state = initial_state(denoise.noise(START), self.generator.levels[0])
+        for index, (t, s) in enumerate(zip(self.generator.levels, self.generator.levels[1:])):
+            state = self.generator.step(denoise, state, s, t, lambda draw=index + 1: denoise.noise(START + draw))
+        return denoise.estimate[:, : self.work.target]
+
+
+class Published:
+    """The published structure on the same weights and noise: the encoder and all keys and values at every step, padded,
+    one candidate at a time, clamping by a matrix of distances to every embedding."""
+
+    @torch.inference_mode()
+    def __init__(self, model: GenieModel, work: Work):
+        self.work, self.model = work, model
+        self.ours = Ours(model, work)
+        source = max(PUBLISHED_SOURCE, work.source)
+        self.width = aligned(max(PUBLISHED_TARGET, work.target))
+        self.sources = random_sources(work.dictionary, work.batch, work.source, source, work.device)
+        lengths = torch.full((work.batch,), work.target, device=work.device)
+        self.packing = Packing.padded(lengths_to_mask(lengths, self.width))
+        ((_, rows),) = self.ours.generator.buckets(model.encode(self.ours.sources), self.ours.sources)
+        self.keys = rows.keys.view(work.batch, -1)[:, 0]
+
+    @torch.inference_mode()
+    def x0(self) -> Tensor:
+        """The last estimate of x0 of the first candidate of each source (batch, target, D)."""
+        levels = self.ours.generator.levels
+        state = initial_state(self.noise(START), levels[0])
+        with patch.object(Packing, "of", Packing.padded):
+            for index, (t, s) in enumerate(zip(levels, levels[1:])):
+                state = ddpm_step(self.denoise, state, s, t, lambda draw=index + 1: self.noise(START + draw))
+        return self.estimate[:, : self.work.target]
+
+    def noise(self, draw: int) -> Tensor:
+        return gaussian_noise(self.keys, draw, self.width, self.model.embedding.embedding_dim)
+
+    def denoise(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
+        memory = self.model.memory(self.model.encode(self.sources))
+        self.estimate = self.model.denoise(xt, t.to(xt.device), memory, self.packing, None)
+        embedding, flat = self.model.embedding.weight, self.estimate.flatten(0, 1)
+        distances = embedding.square().sum(1)[:, None] + flat.square().sum(1)[None] - 2 * embedding @ flat.t()
+        distances[self.ours.generator.forbidden.to(xt.device)] = torch.inf
+        nearest = distances.clamp(min=0).topk(1, dim=0, largest=False).indices[0]
+        return embedding[nearest].view_as(self.estimate)
+
+
+class Autoregressive:
+    """fairseq's beam search, every hypothesis as long as the target."""
+
+    BEAM = 5
+
+    def __init__(self, model: TransformerModel, work: Work):
+        words = work.target - 1  # and an end of sentence
+        self.generator = SequenceGenerator(
+            [model], work.dictionary, beam_size=self.BEAM, max_len_a=0, max_len_b=words, min_len=words,
+        ).to(work.device)
+        tokens = random_sources(work.dictionary, work.batch, work.source, work.source, work.device)
+        lengths = torch.full((work.batch,), work.source, device=work.device)
+        self.sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+
+    @torch.inference_mode()
+    def generate(self) -> None:
+        self.generator.generate([], self.sample)
+
+
+class Training:
+    """One update of a model by its criterion: forward, backward, Adam."""
+
+    def __init__(self, model, criterion, sources: Tensor, targets: Tensor, dictionary: Dictionary, dtype: torch.dtype):
+        self.model, self.criterion, self.dtype = model.train(), criterion, dtype
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        lengths = (sources != dictionary.pad()).sum(dim=1)
+        shifted = targets.roll(1, dims=1)
+        shifted[:, 0] = dictionary.eos()
+        self.sample = {
+            "net_input": {"src_tokens": sources, "src_lengths": lengths, "prev_output_tokens": shifted},
+            "target": targets, "ntokens": int((targets != dictionary.pad()).sum()), "nsentences": len(sources),
+        }
+
+    def update(self) -> None:
+        on = self.sample["target"].device.type
+        with torch.autocast(on, self.dtype) if self.dtype != torch.float32 else nullcontext():
+            loss = self.criterion(self.model, self.sample)[0]
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def trainings(arch: str, work: Work, dtype: torch.dtype) -> Iterator[Tuple[str, Training]]:
+    """Ours, the published structure, and fairseq's transformer on the same pairs of sentences."""
+    def pairs(source_width: int, target_width: int) -> Tuple[Tensor, Tensor]:
+        return tuple(random_sources(work.dictionary, work.batch, length, width, work.device)
+                     for length, width in ((work.source, source_width), (work.target, target_width)))
+
+    task = Namespace(target_dictionary=work.dictionary, source_dictionary=work.dictionary)
+    vlb = DiffusionVLBCriterion(DiffusionVLBConfig(), task)
+    ours = make_genie(arch, work.dictionary, work.device, share_embeddings=True, length_model="predicted")
+    yield "ours", Training(ours, vlb, *pairs(work.source, work.target), work.dictionary, dtype)
+    padded = make_genie(arch, work.dictionary, work.device, attend_source_padding=True, length_model="fixed",
+                        max_target_positions=max(PUBLISHED_TARGET, work.target), self_conditioning=False)
+    wide = pairs(max(PUBLISHED_SOURCE, work.source), max(PUBLISHED_TARGET, work.target))
+    yield "published", Training(padded, vlb, *wide, work.dictionary, torch.float32)
+    transformer = make_transformer(arch, work.dictionary, work.device)
+    smoothed = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.1)
+    yield "transformer", Training(transformer, smoothed, *pairs(work.source, work.target), work.dictionary, dtype)
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Callable[[], object], device: str, at_least: float = 1.0, repeats: int = 3) -> float:
+    """The median duration of a call, after one to warm up; repeated for `at_least` seconds, `repeats` times at most."""
+    def once() -> float:
+        synchronize(device)
+        began = time.perf_counter()
+        call()
+        synchronize(device)
+        return time.perf_counter() - began
+
+    first = once()
+    if first > 20 * at_least:  # warming up is nothing beside it
+        return first
+    durations: List[float] = []
+    while len(durations) < repeats and sum(durations) < at_least or not durations:
+        durations.append(once())
+    return statistics.median(durations)
+
+
+def flops_of(call: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products and attentions of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matrix_peak(dtype: torch.dtype, device: str) -> float:
+    """Operations a second of a large matrix product."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds_of(lambda: a @ b, device, repeats=20)
+
+
+class PeakMemory:
+    """Megabytes that were held at most since `start`: of the device, or of this process where there is none."""
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def start(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                pass  # without the right to reset it, the peak is that of the whole run
+
+    def megabytes(self) -> float:
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return _status("VmHWM")
+
+
+def resident_megabytes() -> float:
+    """What this process holds now."""
+    return _status("VmRSS")
+
+
+def _status(key: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+

@@ -1,0 +1,337 @@
+"""How fast we are, beside the published structure and fairseq's transformer; on random weights, without data.
+
+    python scripts/benchmark.py --quick                     # two shapes and training, within 5 minutes on 2 cores
+    python scripts/benchmark.py --json benchmark.json       # everything, with benchmark.png beside it
+    python scripts/benchmark.py --sentences 10000           # memory and throughput over a long generation
+
+Systems: `ours` (fairseq-generate's generator); `published` (the released GENIE's structure on the same weights: encoder
+and cross-attention memory at every step, padded to 512 and 64, fp32, one candidate at a time, a distance matrix for
+clamping), whose outputs are compared with ours in fp32; `transformer` (fairseq's, same widths and layers, beam 5).
+ms_per_candidate_step is a reverse step of one candidate of one sentence, without encoding; sentences_per_s is of whole
+generations with --steps steps, encoding included; `peak` is the share of the machine's measured matrix-product rate.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import time
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from _systems import (
+    Autoregressive,
+    Ours,
+    PeakMemory,
+    Published,
+    Work,
+    dictionary_of,
+    flops_of,
+    make_genie,
+    make_transformer,
+    matrix_peak,
+    resident_megabytes,
+    seconds_of,
+    trainings,
+)
+from tqdm import tqdm
+
+SHAPES = {  # source and target tokens, candidates
+    "published": (512, 64, 1), "xsum": (400, 27, 10), "cnndm": (512, 100, 10), "gigaword": (37, 9, 10),
+}
+QUICK = ("published", "xsum")
+PLAIN = {"length_model": "fixed", "self_conditioning": False}  # what the published structure can do too
+LENGTHS, CANDIDATES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 128)
+AR_LENGTHS = (16, 32, 64, 128, 256)
+SWEEP_SOURCE = 128  # source tokens beside which target lengths are compared
+VOCABULARY = {"genie_base": 30522, "genie_small": 8000, "genie_tiny": 1000}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "encode_ms",
+           "ms_per_candidate_step", "sentences_per_s", "peak_mb", "peak", "faster", "difference")
+
+
+TRAINING_COLUMNS = ("arch", "shape", "structure", "dtype", "batch", "sentences_per_s", "target_tokens_per_s", "peak_mb",
+                    "peak")
+
+
+class Bench:
+    """One machine, the models on it, and what was measured so far."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dictionary = dictionary_of(VOCABULARY[arguments.arch])
+        self.peaks = {name: matrix_peak(dtype, self.device) for name, dtype in DTYPES.items()}
+        self.fastest = max(self.peaks, key=self.peaks.get)
+        self.rows: List[Dict] = []
+        self.training: List[Dict] = []
+        self.bar = tqdm(unit=" measurements", disable=None)
+
+    def genie(self, dtype: str):
+        """The model, with as many target positions as a row asks for."""
+        model = make_genie(self.arguments.arch, self.dictionary, self.device, **PLAIN).eval()
+        if dtype != "fp32":
+            model.network_to(DTYPES[dtype])
+        return model
+
+    def work(self, batch: int, source: int, target: int, candidates: int, steps: Optional[int] = None) -> Work:
+        steps = self.arguments.steps if steps is None else steps
+        return Work(self.dictionary, self.device, batch, source, target, candidates, steps)
+
+    def add(self, **row) -> Dict:
+        self.rows.append(row)
+        self.bar.update()
+        self.bar.set_postfix_str(f"{row['shape']} {row['structure']} {row['dtype']}")
+        return row
+
+    def ours(self, shape: str, model, dtype: str, work: Work) -> Dict:
+        """A generation, its encoding apart."""
+        system, memory = Ours(model, work), PeakMemory(self.device)
+        encode = seconds_of(system.encode, self.device, 0.5)
+        memory.start()
+        whole = seconds_of(system.generate, self.device)
+        sequences = work.batch * work.candidates
+        return self.add(
+            shape=shape, structure="ours", dtype=dtype, batch=work.batch, candidates=work.candidates,
+            source=work.source, target=work.target, steps=work.steps, encode_ms=1e3 * encode,
+            ms_per_candidate_step=1e3 * (whole - encode) / (sequences * work.steps),
+            sentences_per_s=work.batch / whole, peak_mb=memory.megabytes(),
+            peak=flops_of(system.generate) / whole / self.peaks[dtype],
+        )
+
+    def published(self, shape: str, model, work: Work) -> Dict:
+        """Two steps of the published structure, and its outputs against ours after them."""
+        checked = work._replace(steps=2)
+        system, memory = Published(model, checked), PeakMemory(self.device)
+        memory.start()
+        step = seconds_of(system.x0, self.device, repeats=2) / checked.steps
+        return self.add(
+            shape=shape, structure="published", dtype="fp32", batch=work.batch, candidates=work.candidates,
+            source=work.source, target=work.target, steps=work.steps, encode_ms=0.0,
+            ms_per_candidate_step=1e3 * step / work.batch, peak_mb=memory.megabytes(),
+            sentences_per_s=work.batch / (step * work.candidates * work.steps),
+            peak=flops_of(system.x0) / (checked.steps * step) / self.peaks["fp32"],
+            difference=float((Ours(model, checked).x0()[:: work.candidates] - system.x0()).abs().max()),
+        )
+
+    def transformer(self, shape: str, model, dtype: str, work: Work) -> Dict:
+        system, memory = Autoregressive(model, work), PeakMemory(self.device)
+        memory.start()
+        whole = seconds_of(system.generate, self.device, repeats=2)
+        return self.add(
+            shape=shape, structure="transformer", dtype=dtype, batch=work.batch, candidates=1, source=work.source,
+            target=work.target, steps=work.target, ms_per_candidate_step=None,
+            sentences_per_s=work.batch / whole, peak_mb=memory.megabytes(),
+        )
+
+    def shapes(self, names) -> None:
+        """Ours against the published structure, in fp32 and in the fastest dtype."""
+        batch = self.arguments.batch
+        model = self.genie("fp32")
+        for name in names:
+            source, target, candidates = SHAPES[name]
+            work = self.work(batch, source, target, candidates)
+            slow = self.published(name, model, work)["ms_per_candidate_step"]
+            for dtype in dict.fromkeys(("fp32", self.fastest)):
+                row = self.ours(name, model if dtype == "fp32" else self.genie(dtype), dtype, work)
+                row["faster"] = slow / row["ms_per_candidate_step"]
+
+    def candidates_cost(self) -> float:
+        """A whole generation of 10 candidates over one of 1 candidate, one XSum source at a time."""
+        source, target, _ = SHAPES["xsum"]
+        model = self.genie(self.fastest)
+        one, ten = (self.ours("xsum", model, self.fastest, self.work(1, source, target, n)) for n in (1, 10))
+        return one["sentences_per_s"] / ten["sentences_per_s"]
+
+    def sweeps(self) -> None:
+        """Target lengths, candidates and batches, ours alone."""
+        model, (source, target, _) = self.genie(self.fastest), SHAPES["xsum"]
+        for length in LENGTHS:
+            self.ours("lengths", model, self.fastest, self.work(4, SWEEP_SOURCE, length, 1))
+        for candidates in CANDIDATES:
+            self.ours("candidates", model, self.fastest, self.work(1, source, target, candidates))
+        source, target, _ = SHAPES["gigaword"]
+        for batch in BATCHES:
+            self.ours("batches", model, self.fastest, self.work(batch, source, target, 1))
+
+    def against_transformer(self) -> None:
+        """Ours with 20 and 50 steps beside beam search, by target length (seed DDLM, figure 3)."""
+        genie, dtype = self.genie(self.fastest), self.fastest
+        transformer = make_transformer(self.arguments.arch, self.dictionary, self.device).eval().to(DTYPES[dtype])
+        for length in AR_LENGTHS:
+            beam = self.transformer("autoregressive", transformer, dtype, self.work(4, SWEEP_SOURCE, length, 1))
+            for steps in (20, 50):
+                row = self.ours("autoregressive", genie, dtype, self.work(4, SWEEP_SOURCE, length, 1, steps))
+                row["faster"] = row["sentences_per_s"] / beam["sentences_per_s"]
+
+    def train(self, arch: str, shape: str, batch: int) -> None:
+        """One update of ours, of the published structure, and of fairseq's transformer."""
+        source, target, _ = SHAPES[shape]
+        work = Work(dictionary_of(VOCABULARY[arch]), self.device, batch, source, target, 1, 1)
+        for dtype in dict.fromkeys(("fp32", self.fastest if arch == self.arguments.arch else "fp32")):
+            for name, system in trainings(arch, work, DTYPES[dtype]):
+                if name == "published" and dtype != "fp32":
+                    continue
+                memory = PeakMemory(self.device)
+                memory.start()
+                seconds = seconds_of(system.update, self.device, at_least=3.0, repeats=10)
+                self.training.append({
+                    "arch": arch, "shape": shape, "structure": name, "dtype": dtype, "batch": batch,
+                    "sentences_per_s": batch / seconds, "target_tokens_per_s": batch * target / seconds,
+                    "peak_mb": memory.megabytes(),
+                    "peak": flops_of(system.update) / seconds / self.peaks[dtype],
+                })
+                self.bar.update()
+
+    def long_run(self, sentences: int, batch: int = 128) -> List[Dict]:
+        """Memory and throughput while genie_small generates many sentences of all lengths."""
+        dictionary = dictionary_of(VOCABULARY["genie_small"])
+        model = make_genie("genie_small", dictionary, self.device).eval()
+        found, began, since = [], time.perf_counter(), 0
+        for done in tqdm(range(0, sentences, batch), desc="long run", unit=" batches", disable=None):
+            length = 5 + done // batch * 7 % 56
+            work = Work(dictionary, self.device, batch, length, 64, 1, self.arguments.steps)
+            Ours(model, work).generate()
+            since += batch
+            if since >= 500 or done + batch >= sentences:
+                seconds = time.perf_counter() - began
+                found.append({"sentences": done + batch, "resident_mb": resident_megabytes(),
+                              "sentences_per_s": since / seconds})
+                began, since = time.perf_counter(), 0
+        return found
+
+
+def machine(bench: Bench) -> Dict:
+    """What it ran on."""
+    versions = {}
+    for name in ("torch", "ve-fairseq", "fairseq", "diffusion-fairseq", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    name = torch.cuda.get_device_name() if bench.device == "cuda" else processor()
+    return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions,
+            **{f"{dtype} product, GFLOP/s": round(peak / 1e9) for dtype, peak in bench.peaks.items()}}
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(rows: List[Dict], columns) -> str:
+    """Rows as text, a column each for what any row has."""
+    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    cells = [columns] + [[_cell(column, row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+
+
+def _cell(column: str, value) -> str:
+    if value is None:
+        return ""
+    if column == "difference":
+        return f"{value:.1e}"
+    if column == "peak":
+        return f"{value:.0%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def crossing(rows: List[Dict], steps: int) -> str:
+    """From which target length on diffusion is the faster one."""
+    faster = {row["target"]: row["faster"] for row in rows if row["structure"] == "ours" and row["steps"] == steps}
+    ahead = [length for length in faster if all(faster[n] >= 1 for n in faster if n >= length)]
+    where = f"from length {min(ahead)} on" if ahead else f"at no length up to {max(faster)}"
+    return f"{steps} steps are faster than beam {Autoregressive.BEAM} {where}: " + ", ".join(
+        f"{n}: {ratio:.2f}x" for n, ratio in faster.items())
+
+
+def plot(bench: Bench, file: Path) -> None:
+    """Our sweeps, the shapes beside the published structure, and diffusion beside beam search."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 5, figsize=(24, 4.5), layout="constrained")
+    for axis, (sweep, key) in zip(axes, (("lengths", "target"), ("candidates", "candidates"), ("batches", "batch"))):
+        rows = [row for row in bench.rows if row["shape"] == sweep]
+        axis.plot([row[key] for row in rows], [row["ms_per_candidate_step"] for row in rows], marker="o")
+        axis.set(xscale="log", yscale="log", xlabel=key, ylabel="ms per candidate-step")
+    speedups = [row for row in bench.rows if row.get("faster") and row["shape"] in SHAPES]
+    axes[3].barh([f"{row['shape']} {row['dtype']}" for row in speedups], [row["faster"] for row in speedups])
+    axes[3].set(xlabel="times faster per candidate-step than the published structure")
+    curves: Dict[str, List[Dict]] = {}
+    for row in bench.rows:
+        if row["shape"] == "autoregressive":
+            label = f"diffusion, {row['steps']} steps" if row["structure"] == "ours" else "transformer, beam 5"
+            curves.setdefault(label, []).append(row)
+    for label, rows in curves.items():
+        axes[4].plot([row["target"] for row in rows], [row["sentences_per_s"] for row in rows], marker="o", label=label)
+    axes[4].set(xscale="log", yscale="log", xlabel="target tokens", ylabel="sentences per second")
+    if curves:
+        axes[4].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"shapes {' and '.join(QUICK)} and training only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured; and a plot beside it")
+    parser.add_argument("--arch", choices=VOCABULARY, default="genie_base", help="of generation (default: genie_base)")
+    parser.add_argument("--batch", type=int, default=4, help="sentences at a time in the shapes (default: 4)")
+    parser.add_argument("--steps", type=int, default=20, help="reverse steps of a generation (default: 20)")
+    parser.add_argument("--train-batch", type=int, default=64, help="sentences of a training update (default: 64)")
+    parser.add_argument("--sentences", type=int, metavar="N", help="only generate N sentences and follow the memory")
+    arguments = parser.parse_args()
+    for name in ("batch", "steps", "train_batch"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.INFO)
+    bench = Bench(arguments)
+    found: Dict[str, object] = {"machine": machine(bench), "rows": bench.rows, "training": bench.training}
+    if arguments.sentences:
+        found["long_run"] = bench.long_run(arguments.sentences)
+    else:
+        bench.shapes(QUICK if arguments.quick else SHAPES)
+        found["ten candidates over one"] = bench.candidates_cost()
+        bench.train("genie_small", "gigaword", arguments.train_batch)
+        if not arguments.quick:
+            bench.train(arguments.arch, "xsum", 64 if bench.device == "cuda" else 4)
+            bench.sweeps()
+            bench.against_transformer()
+    bench.bar.close()
+    show(bench, found)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1))
+        if not arguments.quick and not arguments.sentences:
+            plot(bench, arguments.json.with_suffix(".png"))
+
+
+def show(bench: Bench, found: Dict) -> None:
+    for name, value in found["machine"].items():
+        print(f"{name}: {value}")
+    if "long_run" in found:
+        print(table(found["long_run"], ("sentences", "resident_mb", "sentences_per_s")))
+        return
+    print(f"\n{table(bench.rows, COLUMNS)}\n")
+    print(f"10 candidates cost {found['ten candidates over one']:.1f}x of 1 (XSum, encoding included)\n")
+    print("training\n" + table(bench.training, TRAINING_COLUMNS))
+    rows = [row for row in bench.rows if row["shape"] == "autoregressive"]
+    for steps in (20, 50) if rows else ():
+        print(crossing(rows, steps))
+
+
+if __name__ == "__main__":
+    main()
