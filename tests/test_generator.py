@@ -59,7 +59,7 @@ def test_same_text_alone_in_a_batch_and_in_reversed_order(solver, clamping, leng
 def test_bf16_computes_the_network_alone_and_does_not_depend_on_the_batch():
     model = sharp_genie()
     precise = generate(model, make_sample(DICTIONARY, [7] * 8), clamping=True, diffusion_steps=1)
-    model.prepare_for_inference_(OmegaConf.create({"common": {"bf16": True}}))
+    model.prepare_for_inference_(OmegaConf.create({"common": {"bf16": True}, "generation": {}}))
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {"embedding.weight", "rounding_bias"}
     rounded = generate(model, make_sample(DICTIONARY, [7] * 8), clamping=True, diffusion_steps=1)
