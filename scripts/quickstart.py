@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -19,12 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
 
-import sentencepiece
 import torch
 from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SPLITS, SIDES = ("train", "valid", "test"), ("src", "tgt")
 
 
 class Recipe(NamedTuple):
@@ -114,32 +111,12 @@ def prepare(recipe: Recipe, work: Path) -> Path:
     return text
 
 
-def binarise(recipe: Recipe, text: Path, work: Path) -> Path:
+def binarise(recipe: Recipe, work: Path) -> Path:
     """A sentencepiece model, encoded text, and fairseq's binary data in work/data-bin."""
     show("2/6 learn subwords and binarise")
-    model, binary = work / "sentencepiece.model", work / "data-bin"
-    if (binary / "done").exists():
-        print(f"  already there: {binary}")
-        return binary
-    sentencepiece.SentencePieceTrainer.train(
-        input=[str(text / f"train.{side}") for side in SIDES], model_prefix=str(model.with_suffix("")),
-        vocab_size=recipe.vocabulary, character_coverage=1.0, minloglevel=2,
-    )
-    encoder = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    encoded = work / "encoded"
-    encoded.mkdir(exist_ok=True)
-    for split in SPLITS:
-        for side in SIDES:
-            with open(text / f"{split}.{side}", encoding="utf-8") as lines, \
-                    open(encoded / f"{split}.{side}", "w", encoding="utf-8") as out:
-                for line in tqdm(lines, desc=f"  encode {split}.{side}", unit=" lines", leave=False):
-                    print(*encoder.encode(line.rstrip("\n"), out_type=str), file=out)
-    shutil.rmtree(binary, ignore_errors=True)
-    run(command("fairseq-preprocess", "--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary",
-                *(word for split in SPLITS for word in (f"--{split}pref", str(encoded / split))),
-                "--destdir", str(binary), "--workers", "1"), work / "preprocess.log")
-    (binary / "done").touch()
-    return binary
+    subprocess.run([sys.executable, REPOSITORY / "scripts/binarise.py", work, "--vocabulary", str(recipe.vocabulary)],
+                   check=True)
+    return work / "data-bin"
 
 
 def device_flags() -> List[str]:
@@ -246,7 +223,7 @@ def main() -> None:
     work = (arguments.out or REPOSITORY / "runs" / f"quickstart-{arguments.data}").resolve()
     work.mkdir(parents=True, exist_ok=True)
     text = prepare(recipe, work)
-    binary = binarise(recipe, text, work)
+    binary = binarise(recipe, work)
     before = untrained(recipe, binary, work)
     checkpoint = train(recipe, binary, work, arguments.minutes)
     show("5/6 generate the test set, trained and untrained")

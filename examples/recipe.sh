@@ -1,0 +1,38 @@
+# What the recipes share; each of their scripts reads it with `source` and calls one of the functions.
+# WORK names the folder of everything that is made (default: runs/SET); more options go to the command behind.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+set_name=$(basename "$(cd "$(dirname "$0")" && pwd -P)")
+work=${WORK:-$root/runs/$set_name}
+if ! command -v fairseq-train >/dev/null; then
+    PATH=$(bash "$root/scripts/setup.sh" --where)/bin:$PATH
+    command -v fairseq-train >/dev/null || {
+        echo "error: fairseq is not installed: run bash scripts/setup.sh first" >&2
+        exit 1
+    }
+fi
+task=(--user-dir "$root/diffusion_fairseq" --task seq2seq_diffusion)
+
+prepare() { # folder of the distributor's files, options of binarise.py
+    local raw=${1:?"usage: bash examples/$set_name/prepare.sh FOLDER [options of scripts/binarise.py]"}
+    shift
+    python "$root/scripts/prepare_pairs.py" "$set_name" "$raw" --out "$work/text" --lowercase
+    python "$root/scripts/binarise.py" "$work" "$@"
+}
+
+train() { # options of fairseq-train
+    fairseq-train "$work/data-bin" "${task[@]}" --arch genie_base --criterion diffusion_vlb --share-embeddings \
+        --optimizer adam --lr 5e-5 --lr-scheduler polynomial_decay --warmup-updates 7200 --total-num-update 120000 \
+        --max-update 120000 --timestep-sampler loss-second-moment --store-ema --ema-fp32 --ema-decay 0.9999 \
+        --save-interval-updates 5000 --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
+}
+
+generate() { # options of fairseq-generate
+    local model=$work/sentencepiece.model
+    python "$root/scripts/export_checkpoint.py" --ema "$work/checkpoints/checkpoint_last.pt" --output "$work/averaged.pt"
+    fairseq-generate "$work/data-bin" "${task[@]}" --path "$work/averaged.pt" --gen-subset test --bpe sentencepiece \
+        --sentencepiece-model "${SENTENCEPIECE_MODEL:-$model}" --diffusion-steps 50 --clamping --candidates 10 \
+        --nbest 10 --batch-size 64 "$@" | tee "$work/generated.txt"
+    python "$root/scripts/evaluate.py" "$work/generated.txt" --references "$work/text/test.tgt" \
+        --sources "$work/text/test.src" --train-target "$work/text/train.tgt" --json "$work/scores.json"
+}

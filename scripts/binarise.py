@@ -1,0 +1,124 @@
+"""Learn subwords on sentence pairs, encode them, and binarise them as fairseq trains on them.
+
+    python scripts/binarise.py runs/xsum --vocabulary 30000
+    python scripts/binarise.py runs/xsum --sentencepiece-model pre/sentencepiece.model --dictionary pre/dict.txt
+
+Reads text/{train,valid,test}.{src,tgt} in the folder; writes sentencepiece.model (unless one is given), encoded/ and
+data-bin/ there. Interrupted, the same command continues: a file that has its name is whole.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+import sentencepiece
+from _data import DataError, run, utf8_lines
+from tqdm import tqdm
+
+SPLITS, SIDES = ("train", "valid", "test"), ("src", "tgt")
+MASK = "<mask>"  # what continuous paragraph denoise puts in the place of a paragraph
+LINES_AT_ONCE = 10000
+SAMPLE = 2_000_000  # lines that subwords are learned from, at most
+
+
+def encoder_of(text: Path, work: Path, vocabulary: int, given: Optional[Path]) -> sentencepiece.SentencePieceProcessor:
+    """The given subword model, or one learned on the training pairs."""
+    model = given or work / "sentencepiece.model"
+    if given is None and not model.exists():
+        unfinished = work / "unfinished"
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                input=[str(text / f"train.{side}") for side in SIDES], model_prefix=str(unfinished),
+                vocab_size=vocabulary, character_coverage=1.0, user_defined_symbols=[MASK], minloglevel=2,
+                input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
+            )
+        except RuntimeError as error:
+            raise DataError(f"--vocabulary {vocabulary}: {str(error).splitlines()[-1].strip()}") from None
+        (work / "unfinished.vocab").replace(model.with_suffix(".vocab"))
+        (work / "unfinished.model").replace(model)
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{model} is no sentencepiece model ({str(error).splitlines()[0]}): give another one") from None
+
+
+def encode(encoder: sentencepiece.SentencePieceProcessor, lines: Path, out: Path, workers: int) -> None:
+    """Write every line of a text as subwords between spaces."""
+    if out.exists():
+        return
+    unfinished = out.with_name(out.name + ".unfinished")
+    size = lines.stat().st_size
+    bar = tqdm(total=size, desc=f"  encode {lines.name}", unit="B", unit_scale=True, leave=False, disable=None)
+    with bar, lines.open("rb") as stream, unfinished.open("w", encoding="utf-8") as encoded:
+        text = utf8_lines(_counted(stream, bar), str(lines))
+        while block := list(islice(text, LINES_AT_ONCE)):
+            for pieces in encoder.encode(block, out_type=str, num_threads=workers):
+                encoded.write(" ".join(pieces) + "\n")
+    unfinished.replace(out)
+
+
+def _counted(stream, bar: tqdm) -> Iterator[bytes]:
+    for raw in stream:
+        bar.update(len(raw))
+        yield raw
+
+
+def preprocess(encoded: Path, binary: Path, dictionary: Optional[Path], workers: int, log: Path) -> None:
+    """fairseq-preprocess, into a folder that gets its name when it is whole."""
+    unfinished = binary.with_name("data-bin.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    words = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "src", "--target-lang", "tgt",
+             "--joined-dictionary", "--destdir", str(unfinished), "--workers", str(workers)]
+    words += [word for split in SPLITS for word in (f"--{split}pref", str(encoded / split))]
+    words += ["--srcdict", str(dictionary)] if dictionary else []
+    with log.open("w", encoding="utf-8") as out:
+        status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT).returncode
+    if status:
+        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise DataError(f"fairseq-preprocess ended with status {status}: {said[-1] if said else 'no word'} (see {log})")
+    unfinished.replace(binary)
+
+
+def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int) -> Path:
+    """work/data-bin from work/text."""
+    text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
+    if binary.exists():
+        print(f"  already there: {binary}")
+        return binary
+    missing: List[str] = [f"{split}.{side}" for split in SPLITS for side in SIDES
+                          if not (text / f"{split}.{side}").exists()]
+    if missing:
+        raise DataError(f"{text} lacks {', '.join(missing)}: prepare the text first")
+    encoder = encoder_of(text, work, vocabulary, model)
+    encoded.mkdir(exist_ok=True)
+    for split in SPLITS:
+        for side in SIDES:
+            encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
+    preprocess(encoded, binary, dictionary, workers, work / "preprocess.log")
+    print(f"  written: {binary}")
+    return binary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="DIR", help="folder that holds text/ and gets the rest")
+    parser.add_argument("--vocabulary", type=int, default=30000, help="subwords to learn (default: %(default)s)")
+    parser.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="use this one: that of a pre-training")
+    parser.add_argument("--dictionary", type=Path, metavar="FILE", help="dict.txt of a pre-training, to start from it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_args()
+    if arguments.workers < 1 or arguments.vocabulary < 1:
+        parser.error("--workers and --vocabulary must be at least 1")
+    if (arguments.dictionary is None) != (arguments.sentencepiece_model is None):
+        parser.error("--dictionary and --sentencepiece-model belong together: both come from one pre-training")
+    binarise(arguments.work, arguments.vocabulary, arguments.sentencepiece_model, arguments.dictionary,
+             arguments.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

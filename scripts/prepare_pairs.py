@@ -1,0 +1,192 @@
+"""XSum, CNN/DailyMail or Gigaword as their distributors ship them -> {train,valid,test}.{src,tgt}, one text a line.
+
+    python scripts/prepare_pairs.py xsum path/to/xsum --out runs/xsum/text
+    python scripts/prepare_pairs.py gigaword path/to/sumdata --out runs/gigaword/text --lowercase
+
+Known layouts: GLGE's (train.src, dev.src, ..., also in org_data/) and that of fairseq's BART examples (train.source,
+val.source, ...); for XSum bbc-summary-data/ with its split file; for CNN/DailyMail OpenNMT's train.txt.src, and
+cnn/stories/ and dailymail/stories/ with url_lists/; for Gigaword harvardnlp's sumdata. Pairs of the training
+set with an empty side are left out and counted. Interrupted, the same command continues with the split that is missing.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+from _data import DataError, run, utf8_lines
+from tqdm import tqdm
+
+Pairs = Iterator[Tuple[str, str]]
+SPLITS = ("train", "valid", "test")
+# Marks between the sentences of a summary, in GLGE's, GENIE's and OpenNMT's files.
+SENTENCE_MARKS = re.compile(r"\s*(?:\[X_SEP\]|<S_SEP>|</?t>)\s*")
+
+
+class Files(NamedTuple):
+    """A layout of parallel files: for each split the names of its source and target file."""
+
+    train: Tuple[str, str]
+    valid: Tuple[str, str]
+    test: Tuple[str, str]
+
+    def found(self, folder: Path) -> bool:
+        return all((folder / name).is_file() for split in self for name in split)
+
+    def missing(self, folder: Path) -> List[str]:
+        return [name for split in self for name in split if not (folder / name).is_file()]
+
+    def pairs(self, folder: Path, split: str) -> Pairs:
+        """The lines of a split's two files, side by side."""
+        source, target = (folder / name for name in getattr(self, split))
+        lengths = [_lines(path) for path in (source, target)]
+        if lengths[0] != lengths[1]:
+            raise DataError(f"{source} has {lengths[0]} lines and {target} {lengths[1]}: fetch them again")
+        with source.open("rb") as sources, target.open("rb") as targets:
+            yield from zip(utf8_lines(sources, str(source)), utf8_lines(targets, str(target)))
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
+
+
+def files(train: str, valid: str, test: str, source: str, target: str) -> Files:
+    """Files named {split}{ending of the side}."""
+    return Files(*((split + source, split + target) for split in (train, valid, test)))
+
+
+class XSumArchive:
+    """bbc-summary-data/ID.summary and the split file of the XSum repository."""
+
+    SPLIT_FILE = "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
+    NAMES = {"train": "train", "valid": "validation", "test": "test"}
+
+    def found(self, folder: Path) -> bool:
+        return not self.missing(folder)
+
+    def missing(self, folder: Path) -> List[str]:
+        return [name for name in ("bbc-summary-data", self.SPLIT_FILE) if not (folder / name).exists()]
+
+    def pairs(self, folder: Path, split: str) -> Pairs:
+        """(article, first sentence) in the order of the split file."""
+        try:
+            ids = json.loads((folder / self.SPLIT_FILE).read_text(encoding="utf-8"))[self.NAMES[split]]
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{folder / self.SPLIT_FILE} is no split file ({error}): fetch it again") from None
+        for number in ids:
+            path = folder / "bbc-summary-data" / f"{number}.summary"
+            if not path.is_file():
+                raise DataError(f"{path} is missing, {self.SPLIT_FILE} names it: unpack the archive again")
+            parts = re.split(r"\[SN\]([A-Z-]+)\[SN\]", path.read_text(encoding="utf-8"))
+            sections = dict(zip(parts[1::2], parts[2::2]))
+            if not {"FIRST-SENTENCE", "RESTBODY"} <= sections.keys():
+                raise DataError(f"{path} has no [SN]FIRST-SENTENCE[SN] and [SN]RESTBODY[SN]: unpack the archive again")
+            yield sections["RESTBODY"], sections["FIRST-SENTENCE"]
+
+
+class Stories:
+    """cnn/stories/HASH.story, dailymail/stories/HASH.story and url_lists/all_{train,val,test}.txt."""
+
+    LISTS = {"train": "all_train.txt", "valid": "all_val.txt", "test": "all_test.txt"}
+    FOLDERS = ("cnn/stories", "dailymail/stories")
+
+    def found(self, folder: Path) -> bool:
+        return not self.missing(folder)
+
+    def missing(self, folder: Path) -> List[str]:
+        wanted = [*self.FOLDERS, *(f"url_lists/{name}" for name in self.LISTS.values())]
+        return [name for name in wanted if not (folder / name).exists()]
+
+    def pairs(self, folder: Path, split: str) -> Pairs:
+        """(article, highlights) in the order of the list; a story's name is the SHA-1 of its address."""
+        listed = folder / "url_lists" / self.LISTS[split]
+        with listed.open("rb") as stream:
+            for number, url in enumerate(utf8_lines(stream, str(listed)), 1):
+                name = hashlib.sha1(url.strip().encode()).hexdigest() + ".story"
+                story = next((folder / f / name for f in self.FOLDERS if (folder / f / name).is_file()), None)
+                if story is None:
+                    raise DataError(f"{listed}, line {number}: no story {name}: unpack the archives again")
+                article, *highlights = story.read_text(encoding="utf-8").split("@highlight")
+                yield article, " ".join(" ".join(text.split()) + " ." for text in highlights)
+
+
+GLGE = [files("train", "dev", "test", ".src", ".tgt"), files("org_data/train", "org_data/dev", "org_data/test", ".src",
+                                                             ".tgt")]
+BART = [files("train", "val", "test", ".source", ".target")]
+LAYOUTS: Dict[str, list] = {
+    "xsum": [*GLGE, *BART, XSumArchive()],
+    "cnndm": [*GLGE, *BART, files("train", "val", "test", ".txt.src", ".txt.tgt.tagged"), Stories()],
+    "gigaword": [*GLGE, *BART, Files(
+        ("train/train.article.txt", "train/train.title.txt"),
+        ("train/valid.article.filter.txt", "train/valid.title.filter.txt"), ("Giga/input.txt", "Giga/task1_ref0.txt"))],
+}
+
+
+def layout_of(name: str, folder: Path):
+    """The layout a folder has.
+
+    Raises:
+        DataError: it has none; what the nearest one lacks.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no such folder: {folder}")
+    for layout in LAYOUTS[name]:
+        if layout.found(folder):
+            return layout
+    missing = min((layout.missing(folder) for layout in LAYOUTS[name]), key=len)
+    raise DataError(f"{folder} has no layout of {name} that is known here (see --help); the nearest one lacks "
+                    + ", ".join(missing[:6]))
+
+
+def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]) -> str:
+    """Write a split's two files, the target last: when that has its name, the split is whole."""
+    paths = [out / f"{split}.{side}" for side in ("src", "tgt")]
+    if paths[1].exists():
+        return "already there"
+    unfinished = [path.with_name(path.name + ".unfinished") for path in paths]
+    kept = empty = 0
+    with unfinished[0].open("w", encoding="utf-8") as sources, unfinished[1].open("w", encoding="utf-8") as targets:
+        for pair in tqdm(pairs, desc=f"  {split}", unit=" pairs", leave=False, disable=None):
+            source, target = map(clean, pair)
+            if split == "train" and not (source and target):
+                empty += 1
+                continue
+            kept += 1
+            sources.write(source + "\n")
+            targets.write(target + "\n")
+    if not kept:
+        raise DataError(f"{split} has no pair: fetch the data again")
+    for temporary, path in zip(unfinished, paths):
+        temporary.replace(path)
+    return f"{kept:,} pairs" + (f", {empty:,} with an empty side left out" if empty else "")
+
+
+def prepare(name: str, folder: Path, out: Path, lowercase: bool) -> Dict[str, str]:
+    """Write all splits; what became of each."""
+    layout = layout_of(name, folder)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def clean(text: str) -> str:
+        text = " ".join(SENTENCE_MARKS.sub(" ", text).split())
+        return text.lower() if lowercase else text
+
+    return {split: write_split(layout.pairs(folder, split), out, split, clean) for split in SPLITS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=LAYOUTS, help="which set")
+    parser.add_argument("folder", type=Path, help="where its files are")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="made when absent")
+    parser.add_argument("--lowercase", action="store_true", help="as the papers' uncased word pieces do")
+    arguments = parser.parse_args()
+    for split, said in prepare(arguments.set, arguments.folder, arguments.out, arguments.lowercase).items():
+        print(f"{arguments.out / split}.src, .tgt: {said}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

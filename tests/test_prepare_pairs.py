@@ -1,0 +1,101 @@
+import hashlib
+import json
+import sys
+
+import pytest
+from helpers import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+from _data import DataError  # noqa: E402, I001
+from prepare_pairs import LAYOUTS, prepare  # noqa: E402
+
+SPLITS = {"train": ["A  first\tTEXT .", "a second one"], "valid": ["b text"], "test": ["c text", "d"]}
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def parallel(folder, layout):
+    for split, names in zip(SPLITS, layout):
+        for name, side in zip(names, ("src", "tgt")):
+            write(folder / name, [f"{side} {text}" for text in SPLITS[split]])
+
+
+def found(out):
+    return {p.name: p.read_text(encoding="utf-8").splitlines() for p in sorted(out.iterdir())}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_of_parallel_files(tmp_path, name):
+    for number, layout in enumerate(layout for layout in LAYOUTS[name] if isinstance(layout, tuple)):
+        folder, out = tmp_path / f"raw{number}", tmp_path / f"out{number}"
+        parallel(folder, layout)
+        prepare(name, folder, out, lowercase=True)
+        assert found(out) == {f"{split}.{side}": [f"{side} {' '.join(text.lower().split())}" for text in SPLITS[split]]
+                              for split in SPLITS for side in ("src", "tgt")}
+
+
+def test_the_xsum_archive(tmp_path):
+    ids = {"train": ["1", "2"], "validation": ["3"], "test": ["4"]}
+    write(tmp_path / "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json", [json.dumps(ids)])
+    for number in "1234":
+        write(tmp_path / f"bbc-summary-data/{number}.summary", [
+            "[SN]URL[SN]", "u", "[SN]TITLE[SN]", "t", "[SN]FIRST-SENTENCE[SN]", f"Summary {number}.",
+            "[SN]RESTBODY[SN]", f"Body {number}.", "", "More."])
+    prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
+    assert found(tmp_path / "out")["train.tgt"] == ["Summary 1.", "Summary 2."]
+    assert found(tmp_path / "out")["test.src"] == ["Body 4. More."]
+    (tmp_path / "bbc-summary-data/3.summary").unlink()
+    with pytest.raises(DataError, match=r"3\.summary is missing"):
+        prepare("xsum", tmp_path, tmp_path / "again", lowercase=False)
+
+
+def test_cnn_and_dailymail_stories(tmp_path):
+    for number, name in enumerate(("train", "val", "test")):
+        url = f"http://a/{number}"
+        write(tmp_path / f"url_lists/all_{name}.txt", [url])
+        digest = hashlib.sha1(url.encode()).hexdigest()
+        write(tmp_path / ("cnn" if number else "dailymail") / "stories" / f"{digest}.story",
+              [f"Text {number}.", "", "@highlight", "", "one", "", "@highlight", "", "two"])
+    (tmp_path / "cnn/stories").mkdir(exist_ok=True)
+    prepare("cnndm", tmp_path, tmp_path / "out", lowercase=False)
+    assert found(tmp_path / "out")["valid.src"] == ["Text 1."]
+    assert found(tmp_path / "out")["valid.tgt"] == ["one . two ."]
+
+
+def test_marks_between_sentences_and_empty_sides(tmp_path):
+    layout = LAYOUTS["cnndm"][0]
+    parallel(tmp_path, layout)
+    write(tmp_path / "train.src", ["a", "", "c"])
+    write(tmp_path / "train.tgt", ["x [X_SEP] y<S_SEP>z", "w", "<t> v </t>"])
+    said = prepare("cnndm", tmp_path, tmp_path / "out", lowercase=False)
+    assert found(tmp_path / "out")["train.tgt"] == ["x y z", "v"] and "1 with an empty side" in said["train"]
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        prepare("xsum", tmp_path / "nowhere", tmp_path / "out", lowercase=False)
+    parallel(tmp_path, LAYOUTS["xsum"][0])
+    (tmp_path / "dev.tgt").unlink()
+    with pytest.raises(DataError, match=r"lacks dev\.tgt"):
+        prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
+    write(tmp_path / "dev.tgt", ["one", "more"])
+    with pytest.raises(DataError, match="has 1 lines and .* 2"):
+        prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
+    (tmp_path / "dev.tgt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"dev\.tgt, line 1: not UTF-8"):
+        prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
+
+
+def test_a_split_that_is_whole_is_not_written_again(tmp_path):
+    parallel(tmp_path, LAYOUTS["gigaword"][0])
+    out = tmp_path / "out"
+    prepare("gigaword", tmp_path, out, lowercase=False)
+    whole = found(out)
+    (out / "test.tgt").unlink()  # what a kill between the two files leaves
+    stamp = (out / "train.tgt").stat().st_mtime_ns
+    said = prepare("gigaword", tmp_path, out, lowercase=False)
+    assert said["train"] == "already there" and said["test"] == "2 pairs"
+    assert found(out) == whole and (out / "train.tgt").stat().st_mtime_ns == stamp

@@ -1,0 +1,83 @@
+"""The recipes, from the distributor's layout to scores, on a stand-in and at other sizes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+from prepare_kjvweb import EXAMPLE, read_archive  # noqa: E402, I001
+from prepare_pairs import LAYOUTS  # noqa: E402
+
+pytestmark = pytest.mark.slow
+SMALL = ["--arch", "genie_tiny", "--batch-size", "16", "--update-freq", "1", "--max-tokens", "4000",
+         "--max-update", "6", "--warmup-updates", "2", "--total-num-update", "6", "--save-interval-updates", "3", "--cpu",
+         "--disable-validation"]
+
+
+@pytest.fixture(scope="module")
+def verses():
+    pairs = read_archive(EXAMPLE / "kjvweb.tar.xz", EXAMPLE / "SHA256SUMS")
+    return {split: found[:count] for (split, found), count in zip(pairs.items(), (2000, 40, 24))}
+
+
+def stand_in(folder, layout, verses):
+    for split, names in zip(("train", "valid", "test"), layout):
+        for side, name in enumerate(names):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("".join(pair[side] + "\n" for pair in verses[split]), encoding="utf-8")
+
+
+def recipe(name, script, work, *arguments, **options):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["bash", REPOSITORY / "examples" / name / f"{script}.sh", *map(str, arguments)]
+    environment = {**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, env=environment, text=True, capture_output=True, timeout=600, **options)
+
+
+@pytest.mark.parametrize("name", ["xsum", "cnndm", "gigaword"])
+def test_recipe_runs_from_raw_files_to_scores(tmp_path, verses, name):
+    layout = [files for files in LAYOUTS[name] if isinstance(files, tuple)][-1]
+    stand_in(tmp_path / "raw", layout, verses)
+    work = tmp_path / "work"
+    steps = (("prepare", tmp_path / "raw", "--vocabulary", 500, "--workers", 1), ("train", *SMALL),
+             ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2))
+    for script, *arguments in steps:
+        done = recipe(name, script, work, *arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "ROUGE-L" in done.stdout and (work / "scores.json").exists()
+    hypotheses = [line for line in (work / "generated.txt").read_text().splitlines() if line.startswith("H-")]
+    assert len(hypotheses) == 2 * 24
+
+
+def test_prepare_says_what_is_missing(tmp_path):
+    (tmp_path / "raw").mkdir()
+    done = recipe("xsum", "prepare", tmp_path / "work", tmp_path / "raw")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "lacks" in done.stderr
+    done = recipe("xsum", "prepare", tmp_path / "work")
+    assert done.returncode != 0 and "usage: bash examples/xsum/prepare.sh FOLDER" in done.stderr
+
+
+def test_killed_in_the_middle_of_prepare_it_continues(tmp_path, verses):
+    stand_in(tmp_path / "raw", LAYOUTS["gigaword"][0], verses)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = (tmp_path / "raw", "--vocabulary", 500, "--workers", 1)
+    assert recipe("gigaword", "prepare", whole, *arguments).returncode == 0
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for seconds in (0.4, 1.0, 2.0, 4.0):
+        process = subprocess.Popen(
+            ["bash", str(REPOSITORY / "examples/gigaword/prepare.sh"), *map(str, arguments)], start_new_session=True,
+            env={**os.environ, "PATH": path, "WORK": str(killed)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert recipe("gigaword", "prepare", killed, *arguments).returncode == 0
+    for folder in ("text", "encoded", "data-bin"):
+        for file in (whole / folder).glob("*.*"):
+            if file.name != "preprocess.log":
+                assert (killed / folder / file.name).read_bytes() == file.read_bytes(), file
