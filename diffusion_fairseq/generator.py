@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
+from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
@@ -142,6 +143,8 @@ class DiffusionGenerator:
         self.levels = self._levels()
         options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
         self.step = partial(SOLVERS[sampling.solver], **options.get(sampling.solver, {}))
+        if sampling.stride_as_published:
+            self.step = partial(_one_level_step, self.step, model.schedule)
         self.clamping_from = self.levels[sampling.clamping_from].t if sampling.clamping else None
         self.steps_used: Counter = Counter()
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
@@ -160,7 +163,10 @@ class DiffusionGenerator:
             raise UserError("--clamping-from acts only with --clamping: give both")
         if sampling.clamping and sampling.clamping_from >= steps:
             raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps 0..{steps - 1}")
-        return [self.model.schedule.at(t) for t in self.model.schedule.grid(steps, sampling.sampling_grid)]
+        times = self.model.schedule.grid(steps, sampling.sampling_grid)
+        if sampling.stride_as_published:
+            times = torch.cat([torch.arange(steps - 1, -1, -1) * (trained // steps), torch.tensor([CLEAN])])
+        return [self.model.schedule.at(t) for t in times]
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,
                  constraints: Optional[Tensor] = None, **_) -> List[List[Dict[str, Any]]]:
@@ -309,6 +315,11 @@ class DiffusionGenerator:
     def _ended(self, tokens: Tensor) -> Tensor:
         """The tokens with an end of sentence in place of a padding that ends them."""
         return torch.where(tokens == self.dictionary.pad(), self.dictionary.eos(), tokens)
+
+
+def _one_level_step(step, schedule, denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise) -> SamplerState:
+    """A step to the level just below t, whose result the next step takes for level s (the released GENIE)."""
+    return step(denoise, state, schedule.at(t.t - 1), t, noise)
 
 
 def _draw(denoise: Denoiser, first: int, index: int) -> Tensor:

@@ -5,6 +5,7 @@ from helpers import make_dictionary, make_genie, make_sample, make_sampling
 from omegaconf import OmegaConf
 
 from diffusion_fairseq.diffusion.noise import gaussian_noise
+from diffusion_fairseq.diffusion.solvers import initial_state
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import START, DiffusionGenerator
 
@@ -146,6 +147,21 @@ def test_sentences_of_like_widths_are_denoised_together():
     assert [rows.width for _, rows in buckets] == [16, 32]
     assert [rows.memory.num_sources for _, rows in buckets] == [3, 2]
     assert buckets[0][1].lengths[::2].tolist() == [4] * 3 + [5] * 3 + [6] * 3
+
+
+@pytest.mark.parametrize("interval, at_1000, at_0", [(1, (0.544, 0.840), (0.993, 0.138)),
+                                                     (20, (0.053, 0.984), (0.178, 0.877))])
+def test_the_published_stride_stays_near_noise(interval, at_1000, at_0):
+    """Signal and noise that an oracle denoiser is fed, simulated once from the released code."""
+    model = sharp_genie()
+    options = {"solver": "ddpm", "ddpm_variance": "beta", "stride_as_published": True}
+    generator = make_generator(model, diffusion_steps=2000 // interval, **options)
+    x0 = torch.ones(1, 1, 20000, dtype=torch.float64)
+    state, fed = initial_state(torch.randn(x0.shape, dtype=x0.dtype), generator.levels[0]), {}
+    for t, s in zip(generator.levels, generator.levels[1:]):
+        fed[int(t.t)] = (float(state.xt.mean()), float(state.xt.std()))
+        state = generator.step(lambda *_: x0, state, s, t, lambda: torch.randn(x0.shape, dtype=x0.dtype))
+    assert fed[1000] == pytest.approx(at_1000, abs=0.03) and fed[0] == pytest.approx(at_0, abs=0.03)
 
 
 def test_longest_model_generates_what_it_was_trained_on():

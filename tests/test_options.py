@@ -23,7 +23,7 @@ OPTIONS = {
         "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding",
     },
     SamplingConfig: {
-        "diffusion_steps", "solver", "sampling_grid", "exit_patience",
+        "diffusion_steps", "solver", "sampling_grid", "exit_patience", "stride_as_published",
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
         "length_beam", "seed",
     },

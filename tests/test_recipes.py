@@ -16,8 +16,8 @@ from prepare_pairs import LAYOUTS  # noqa: E402
 
 pytestmark = pytest.mark.slow
 SMALL = ["--arch", "genie_tiny", "--batch-size", "16", "--update-freq", "1", "--max-tokens", "4000",
-         "--max-update", "6", "--warmup-updates", "2", "--total-num-update", "6", "--save-interval-updates", "3", "--cpu",
-         "--disable-validation"]
+         "--max-update", "6", "--warmup-updates", "2", "--total-num-update", "6", "--save-interval-updates", "3",
+         "--disable-validation", "--cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,11 @@ class SamplingConfig:
         metadata={"help": f"where the steps lie: {', '.join(GRIDS)} (in t; in its square root; in the 7th root of "
                           "sigma / alpha; in the log of the signal-to-noise ratio)"},
     )
+    stride_as_published: bool = field(
+        default=False,
+        metadata={"help": "take ddpm steps of one trained level each and skip the levels between, as the released "
+                          "GENIE does with fewer steps than T: text stays near noise. Only for comparison with it"},
+    )
     exit_patience: Optional[int] = field(
         default=None,
         metadata={"help": "finish a sentence whose rounded tokens did not change for this many steps; finished "
@@ -82,5 +87,8 @@ def check_sampling(cfg: SamplingConfig) -> None:
     for option, (value, least) in at_least.items():
         if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, got {value}")
+    if cfg.stride_as_published and (cfg.solver, cfg.sampling_grid) != ("ddpm", "uniform"):
+        raise UserError("--stride-as-published is a way of taking ddpm steps on the uniform grid: leave --solver and "
+                        "--sampling-grid at their defaults")
     if not 0 <= cfg.ddim_eta <= 1:
         raise UserError(f"--ddim-eta must be from 0 to 1, got {cfg.ddim_eta}")
