@@ -81,3 +81,19 @@ def test_killed_in_the_middle_of_prepare_it_continues(tmp_path, verses):
         for file in (whole / folder).glob("*.*"):
             if file.name != "preprocess.log":
                 assert (killed / folder / file.name).read_bytes() == file.read_bytes(), file
+
+
+@pytest.mark.parametrize("system", ["transformer", "cmlm"])
+def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(tmp_path, verses, system):
+    stand_in(tmp_path / "raw", LAYOUTS["gigaword"][0], verses)
+    work = tmp_path / "work"
+    assert recipe("gigaword", "prepare", work, tmp_path / "raw", "--vocabulary", 500, "--workers", 1).returncode == 0
+    sizes = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim=32", "ffn-embed-dim=32",
+                                                                               "layers=1", "attention-heads=2")]
+    done = recipe("baselines", "train", work, system, work, *sizes, "--max-update", 2, "--max-tokens", 500, "--cpu",
+                  "--disable-validation")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = recipe("baselines", "generate", work, system, work, "--cpu", "--max-len-b", 10)
+    assert done.returncode == 0 and f"\n{system} " in done.stdout, done.stderr[-2000:]
+    unknown = recipe("baselines", "train", work, "bart", work)
+    assert unknown.returncode == 1 and "transformer|nat|inat|cmlm" in unknown.stderr
