@@ -19,6 +19,7 @@ from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig, check_sampling
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
+FIRST_WORD_PIECE = "[CLS]"  # begins every text of a model trained on BERT's word pieces, and is no word of it
 START = 0  # the draw of a noise stream that makes x_T; step i draws number i + 1
 
 
@@ -148,6 +149,8 @@ class DiffusionGenerator:
         self.clamping_from = self.levels[sampling.clamping_from].t if sampling.clamping else None
         self.steps_used: Counter = Counter()
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
+        if FIRST_WORD_PIECE in dictionary:
+            self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
         # Padding is a token only where the model generates it.
         self.forbidden = torch.zeros(len(dictionary), dtype=torch.bool)
         self.forbidden[dictionary.bos()] = True

@@ -7,6 +7,7 @@ The hosts are `main` (git main since December 2022 and its releases, such as ve-
 import functools
 
 from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, stop_prefetch_at_exit
+from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.literals import literal_eval
 from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu
@@ -22,6 +23,7 @@ MENDS = (
     safe_globals,
     literal_eval,
     report_bad_checkpoints,
+    report_bad_bert,
     broadcast_object,
     join_torchrun,
     replicate_on_cpu,
