@@ -1,6 +1,5 @@
 """scripts/evaluate.py: what it reads, refuses and prints."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,9 +11,8 @@ from helpers import REPOSITORY
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import overlap
 
-spec = importlib.util.spec_from_file_location("evaluate_script", REPOSITORY / "scripts" / "evaluate.py")
-evaluate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate)
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import evaluate  # noqa: E402, I001
 
 SOURCES = ["the cat sat here", "we shall go now", "it rains a lot"]
 REFERENCES = ["the cat was here", "we will go now", "much rain falls today"]
@@ -138,6 +136,120 @@ def test_mean_and_oracle_over_candidates(tmp_path, generated):
     )
 
 
+USUAL = [["a dog ran", "", "x"], ["the cat sat here", "we will go", "much rain"],
+         ["the cat sat there", "we will", "rain"], ["the cat sat here now", "we will go on", "much"]]
+MBR_CHOICE = ["the cat sat here", "we will go", "much rain"]
+
+
+def several(tmp_path, name="several.txt"):
+    return write(tmp_path / name, [line for i in range(3) for line in block(i, candidates=USUAL)])
+
+
+def test_mbr_rows_are_chosen_without_the_reference(tmp_path):
+    chosen = tmp_path / "chosen.txt"
+    arguments = [several(tmp_path), "--mbr", "rouge1,bleu", "--write-mbr", str(chosen)]
+    systems = json_of(tmp_path, *arguments)["systems"]
+    assert chosen.read_text(encoding="utf-8").splitlines() == MBR_CHOICE
+    row = systems["model: MBR by ROUGE-1"]
+    assert overlap.rouge(MBR_CHOICE, REFERENCES).items() <= row.items()
+    assert row["bleu"] == overlap.bleu(MBR_CHOICE, REFERENCES).score
+    assert row["words_changed"] == 100 * overlap.changed_fraction(MBR_CHOICE, SOURCES)
+    assert "model: MBR by BLEU" in systems and "model: MBR by ROUGE-L" not in systems
+    before = chosen.read_text(encoding="utf-8")
+    other = write(tmp_path / "other.tgt", ["x", "", "rain"])
+    json_of(tmp_path, *arguments, "--references", other)
+    assert chosen.read_text(encoding="utf-8") == before
+
+
+def test_the_default_utilities_and_none(tmp_path, capsys):
+    names = list(json_of(tmp_path, several(tmp_path))["systems"])
+    assert names[:5] == ["model", "model: mean over 4 candidates", "model: MBR by ROUGE-L", "model: MBR by BLEU",
+                         "model: oracle (chosen with the reference)"]
+    assert "\nmbr: " in capsys.readouterr().out
+    without = json_of(tmp_path, several(tmp_path), "--no-mbr")
+    assert not any("MBR" in name for name in without["systems"]) and "mbr" not in without["signatures"]
+    assert "MBR" not in capsys.readouterr().out
+
+
+def test_mbr_lines_need_candidates_and_a_utility(tmp_path):
+    one = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, candidates=CANDIDATES[:1])])
+    for arguments in ([one], [several(tmp_path), "--no-mbr"]):
+        with pytest.raises(UserError, match="--write-mbr: MBR needs a utility, and several candidates"):
+            evaluate.main([*arguments, "--write-mbr", str(tmp_path / "out.txt")])
+
+
+def test_diversity_of_the_candidates(tmp_path):
+    rows = json_of(tmp_path, several(tmp_path))["diversity"]
+    mean = rows["model: mean over 4 candidates"]
+    assert mean["words"] == pytest.approx(sum(len(t.split()) for column in USUAL for t in column) / 12)
+    assert mean["empty"] == pytest.approx(100 / 12) and rows["model"]["empty"] == pytest.approx(100 / 3)
+    assert 0 < mean["self_bleu"] < 100 and "self_bleu" not in rows["model"]
+    same = [[line] * 3 for line in ("a b c d e",) * 4]
+    path = write(tmp_path / "same.txt", [line for i in range(3) for line in block(i, candidates=same)])
+    rows = json_of(tmp_path, path)["diversity"]
+    assert rows["model: mean over 4 candidates"]["self_bleu"] == pytest.approx(100)
+    assert rows["model: mean over 4 candidates"]["div4"] == pytest.approx(25)
+    assert rows["the reference itself"]["words"] == pytest.approx(12 / 3)
+
+
+def test_intervals_surround_the_scores_and_pair_the_rows(tmp_path, generated, capsys):
+    plain = write(tmp_path / "plain.txt", CANDIDATES[0])
+    result = json_of(tmp_path, generated, "--system", f"same={plain}", "--confidence", "90", "--seed", "3")
+    out, found = capsys.readouterr().out, result["confidence"]
+    assert found["percent"] == 90 and "seed:3" in result["signatures"]["bootstrap"]
+    for name, row in result["systems"].items():
+        for measure, (low, high) in found["scores"][name].items():
+            assert low <= row[measure] <= high or measure in ("bleu", "chrf")
+        assert found["scores"][name].keys() == row.keys()
+    assert found["scores"]["model"]["rouge1"][0] < found["scores"]["model"]["rouge1"][1]
+    assert set(map(tuple, found["differences"]["same"].values())) == {(0.0, 0.0)}
+    assert "model" not in found["differences"] and "90 % intervals of the difference from model" in out
+    low, high = found["scores"]["model"]["rouge1"]
+    assert f"{low:.1f} .. {high:.1f}" in out
+    assert "confidence" not in json_of(tmp_path, generated)
+
+
+def test_impossible_options_are_refused(generated, capsys):
+    for option, value, message in (("--confidence", "100", "between 0 and 100"), ("--mbr", "rouge7", "'rouge7' is")):
+        with pytest.raises(SystemExit):
+            evaluate.main([generated, option, value])
+        assert message in capsys.readouterr().err
+
+
+def test_glge_adds_its_own_columns(tmp_path, capsys):
+    lines = [line for i, text in enumerate(["11 men", "12 cats"])
+             for line in block(i, texts=("a", text.replace("1", "#")), candidates=[["11 men", "12 cats"]])]
+    path = write(tmp_path / "g.txt", lines)
+    plain, gigaword = (json_of(tmp_path, path, "--glge", variant) for variant in ("plain", "gigaword"))
+    assert plain["systems"]["model"]["glge1"] < gigaword["systems"]["model"]["glge1"] == pytest.approx(100)
+    assert gigaword["systems"]["model"]["rouge1"] == plain["systems"]["model"]["rouge1"]
+    assert plain["systems"]["model"]["pyrougeL"] >= plain["systems"]["model"]["glgeL"]
+    assert "glge:gigaword" in gigaword["signatures"]["glge"] and "py-rouge R-L" in capsys.readouterr().out
+    assert "glge1" not in json_of(tmp_path, path)["systems"]["model"]
+
+
+def test_plain_files_are_the_candidates(tmp_path, generated):
+    files = [write(tmp_path / f"{j}.txt", lines) for j, lines in enumerate(CANDIDATES)]
+    texts = ["--references", write(tmp_path / "t", REFERENCES), "--sources", write(tmp_path / "s", SOURCES)]
+    assert json_of(tmp_path, *files, "--plain", *texts)["systems"] == json_of(tmp_path, generated)["systems"]
+    with pytest.raises(UserError, match="no T- lines; give --references"):
+        evaluate.main([*files, "--plain"])
+    with pytest.raises(UserError, match=r"short\.txt: 1 lines, but .*0\.txt has 3"):
+        evaluate.main([files[0], write(tmp_path / "short.txt", ["a"]), "--plain", *texts])
+
+
+def test_json_can_be_what_is_printed(tmp_path, generated, capsys):
+    evaluate.main([generated, "--format", "json"])
+    assert json.loads(capsys.readouterr().out) == json_of(tmp_path, generated)
+
+
+def test_evaluation_as_a_function():
+    result = evaluate.evaluate(evaluate.Outputs(CANDIDATES), REFERENCES, name="ours", utilities=("bleu",))
+    assert list(result.rows)[:1] == ["ours"] and result.chosen["ours"]["bleu"] == CANDIDATES[0]
+    assert "copy of the source" not in result.rows and "unchanged" not in result.rows["ours"]
+    assert result.rows["ours"]["bleu"] == overlap.bleu(CANDIDATES[0], REFERENCES).score
+
+
 def test_one_candidate_has_neither_mean_nor_oracle(tmp_path):
     path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, candidates=CANDIDATES[:1])])
     assert list(json_of(tmp_path, path)["systems"]) == ["model", "copy of the source", "the reference itself"]
@@ -229,7 +341,7 @@ def test_unreadable_files_are_refused(tmp_path):
 def test_the_table_and_the_examples(generated, capsys):
     evaluate.main([generated, "--examples", "2", "--name", "ours"])
     out = capsys.readouterr().out
-    assert out.split("\n")[0].split() == ["system", *" ".join(evaluate.COLUMNS.values()).split()]
+    assert out.split("\n")[0].split() == ["system", *" ".join(evaluate.MEASURES.values()).split()]
     assert "\nours: oracle (chosen with the reference)  " in out
     assert f"     0  source     {SOURCES[0]}\n        output     {CANDIDATES[0][0]}\n" in out
     assert f"     1  source     {SOURCES[1]}" in out and SOURCES[2] not in out

@@ -94,6 +94,20 @@ def test_every_measure_refuses_unequal_lists_and_no_sentences(measure):
         measure([], [])
 
 
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_a_measure_taken_apart_adds_up_to_the_corpus_score(name):
+    hypotheses = ["the cat sat on the mat.", "", "we go now", "much rain falls today"]
+    references = ["the cat sat on a mat.", "a b", "we will go now", "much rain falls here"]
+    measure, whole = overlap.CorpusMeasure(name), getattr(overlap, name)
+    statistics = measure.statistics(hypotheses, references)
+    for rows in ([0, 1, 2, 3], [3, 0], [1]):
+        part = whole([hypotheses[i] for i in rows], [references[i] for i in rows])
+        assert measure.score(statistics[rows].sum(axis=0)) == pytest.approx(part.score)
+    assert measure.signature == part.signature
+    with pytest.raises(UserError, match="1 hypotheses against 2"):
+        measure.statistics(["a"], ["a", "b"])
+
+
 def test_copied_fraction_looks_at_words_not_spacing():
     assert overlap.copied_fraction(["a  b ", "a b", "b a", "A b"], ["a b"] * 4) == 0.5
 
@@ -118,6 +132,10 @@ def test_word_edit_distance_equals_the_textbook_table():
     for _ in range(200):
         left, right = (draw.choices("abcd", k=draw.randrange(9)) for _ in range(2))
         assert overlap.word_edit_distance(left, right) == plain_edit_distance(left, right), (left, right)
+
+
+def test_cells_may_be_text():
+    assert report.text_table({"a": {"x": "1 .. 2"}}, ["x"]).split("\n")[2] == "a       1 .. 2"
 
 
 ROWS = {"ours": {"x": 9.96, "long name": 1.0}, "a|b": {"x": None}}

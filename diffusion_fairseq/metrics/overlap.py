@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_fairseq.errors import UserError
 
+BLEU_COUNTS = 10  # of sacrebleu's statistics: two lengths, then matches and totals of four orders
 DEFAULT_ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 _KNOWN_ROUGE_TYPE = re.compile(r"rouge([1-9]|L|Lsum)")
 
@@ -49,6 +50,14 @@ def rouge_per_sentence(
     Raises:
         UserError: an unknown type, lists of unequal length, rouge-score is not installed.
     """
+    scores = rouge_scores(hypotheses, references, types, use_stemmer)
+    return {name: [100 * score.fmeasure for score in found] for name, found in scores.items()}
+
+
+def rouge_scores(
+    hypotheses: Sequence[str], references: Sequence[str], types: Sequence[str], use_stemmer: bool = True
+) -> dict[str, list]:
+    """As `rouge_per_sentence`, but rouge-score's own records: precision, recall and fmeasure from 0 to 1."""
     check_rouge(types)
     _check_lengths(hypotheses, references)
     # an optional dependency, and more than a second of import time that training need not pay
@@ -59,7 +68,7 @@ def rouge_per_sentence(
     scores = [
         scorer.score(target=ref, prediction=hyp) for hyp, ref in zip(hypotheses, references, strict=True)
     ]
-    return {name: [100 * score[name].fmeasure for score in scores] for name in types}
+    return {name: [score[name] for score in scores] for name in types}
 
 
 def rouge(
@@ -79,6 +88,31 @@ def rouge_signature(use_stemmer: bool = True) -> str:
     return f"f1:mean|stem:{'porter' if use_stemmer else 'no'}|rouge-score:{version('rouge-score')}"
 
 
+class CorpusMeasure:
+    """A measure of sacrebleu, "bleu" or "chrf", taken apart: its numbers add up over any choice of sentences."""
+
+    def __init__(self, name: str):
+        from sacrebleu.metrics import BLEU, CHRF
+
+        self._metric = {"bleu": BLEU, "chrf": CHRF}[name]()
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """(S, K) counts of each sentence. UserError: unequal lengths, no sentence."""
+        _check_not_empty(hypotheses)
+        _check_lengths(hypotheses, references)
+        # sacrebleu shows these counts in no public place; a test holds them to its corpus score
+        return np.array(self._metric._extract_corpus_statistics(list(hypotheses), [list(references)]), dtype=float)
+
+    def score(self, sums: np.ndarray) -> float:
+        """The corpus's score, 0 to 100, from the K sums over its sentences."""
+        return self._metric._compute_score_from_stats(sums.tolist()).score
+
+    @property
+    def signature(self) -> str:
+        """sacrebleu's signature; asked for after `statistics`, it knows the number of references."""
+        return str(self._metric.get_signature())
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
     """Corpus BLEU (Papineni et al., 2002), sacrebleu's defaults. UserError: unequal lengths, no sentence."""
     from sacrebleu.metrics import BLEU
@@ -96,21 +130,32 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
 def copied_fraction(hypotheses: Sequence[str], sources: Sequence[str]) -> float:
     """Share (0 to 1) of hypotheses with exactly the words of their source, spacing aside."""
     _check_not_empty(hypotheses)
-    _check_lengths(hypotheses, sources)
-    same = [hyp.split() == src.split() for hyp, src in zip(hypotheses, sources, strict=True)]
+    same = copied_per_sentence(hypotheses, sources)
     return sum(same) / len(same)
+
+
+def copied_per_sentence(hypotheses: Sequence[str], sources: Sequence[str]) -> list[bool]:
+    """Whether each hypothesis has exactly the words of its source, spacing aside."""
+    _check_lengths(hypotheses, sources)
+    return [hyp.split() == src.split() for hyp, src in zip(hypotheses, sources, strict=True)]
 
 
 def changed_fraction(hypotheses: Sequence[str], sources: Sequence[str]) -> float:
     """Mean over sentences of word edits against the source per word of the longer: 0 the same, 1 all new."""
     _check_not_empty(hypotheses)
+    changes = changed_per_sentence(hypotheses, sources)
+    return sum(changes) / len(changes)
+
+
+def changed_per_sentence(hypotheses: Sequence[str], sources: Sequence[str]) -> list[float]:
+    """Word edits of each hypothesis against its source per word of the longer of the two."""
     _check_lengths(hypotheses, sources)
     changes = []
     for hyp, src in zip(hypotheses, sources, strict=True):
         hyp_words, src_words = hyp.split(), src.split()
         longer = max(len(hyp_words), len(src_words), 1)
         changes.append(word_edit_distance(hyp_words, src_words) / longer)
-    return sum(changes) / len(changes)
+    return changes
 
 
 def word_edit_distance(left: Sequence[str], right: Sequence[str]) -> int:

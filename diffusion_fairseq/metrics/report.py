@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-Cell = float | None
+Cell = float | str | None
 
 
 def text_table(rows: Mapping[str, Mapping[str, Cell]], columns: Sequence[str], digits: int = 1) -> str:
-    """Aligned plain text, one line a row; a cell that is None or missing shows as a dash."""
+    """Aligned plain text, one line a row; None or a missing cell shows as a dash, text as it is."""
     table = _cells(rows, columns, digits)
     widths = [max(len(line[column]) for line in table) for column in range(len(columns) + 1)]
     lines = [_aligned(line, widths, "  ") for line in table]
@@ -30,6 +30,8 @@ def _cells(rows: Mapping[str, Mapping[str, Cell]], columns: Sequence[str], digit
 
 
 def _number(value: Cell, digits: int) -> str:
+    if isinstance(value, str):
+        return value
     return "-" if value is None else f"{value:.{digits}f}"
 
 
