@@ -277,6 +277,8 @@ def test_sentencepiece_that_does_not_fit_the_dictionary(work, tmp_path):
     ["--bf16"],
     ["--update-freq", "2", "--length-model", "longest", "--parameterization", "noise"],
     ["--eval-bleu", "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"],
+    ["--eval-rouge", "--eval-rouge-steps", "3", "--eval-rouge-sentences", "5", "--eval-rouge-remove-bpe", "none",
+     "--best-checkpoint-metric", "rouge_l", "--maximize-best-checkpoint-metric"],
     ["--num-batch-buckets", "2", "--max-tokens", "400", "--length-model", "fixed", "--padding-in-mean",
      "--noise-schedule", "pw_lin"],
 ], ids=lambda o: o[0])
@@ -288,6 +290,8 @@ def test_training_modes(work, tmp_path, options):
     if "--eval-bleu" in options:
         assert '"valid_bleu"' in done.stdout
         assert torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["extra_state"]
+    if "--eval-rouge" in options:
+        assert '"valid_rouge_l"' in done.stdout and (tmp_path / "checkpoint_best.pt").exists()
     if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         assert torch.serialization.get_unsafe_globals_in_checkpoint(str(tmp_path / "checkpoint_last.pt")) == []
     assert len(hypotheses(generate(work, path=tmp_path / "checkpoint_last.pt", data="bin5").stdout)) == 5

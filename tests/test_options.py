@@ -11,6 +11,8 @@ from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.presets import GENIE
 from diffusion_fairseq.scoring.rouge import RougeScorerConfig
+from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig
+from diffusion_fairseq.tasks.eval_rouge import EvalRougeConfig
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 
@@ -27,7 +29,11 @@ OPTIONS = {
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
         "length_beam", "seed",
     },
+    EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
     Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions", "compile_layers"},
+    CPDPretrainConfig: {
+        "max_target_positions", "tokens_per_sample", "document_break", "paragraph_ratio", "min_document_tokens",
+    },
     DiffusionVLBConfig: {
         "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "mse_weight", "rounding_weight",
         "prior_weight", "length_weight",
@@ -38,9 +44,14 @@ OPTIONS = {
 TAKEN_OVER = {"max_source_positions", "max_target_positions", "seed"}
 
 
+INHERITED = {
+    Seq2SeqDiffusionConfig: (SamplingConfig, EvalRougeConfig, TranslationConfig),
+    CPDPretrainConfig: (Seq2SeqDiffusionConfig,),
+}
+
+
 def own_fields(config):
-    inherited = {} if config is not Seq2SeqDiffusionConfig else {
-        f.name: f for base in (SamplingConfig, TranslationConfig) for f in dataclasses.fields(base)}
+    inherited = {f.name for base in INHERITED.get(config, ()) for f in dataclasses.fields(base)}
     return [f for f in dataclasses.fields(config)
             if f.name != "_name" and (f.name not in inherited or f.name in config.__annotations__)]
 

@@ -14,6 +14,7 @@ from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, 
 from diffusion_fairseq.compat.training import (
     better_transformer,
     bf16_is_not_tpu,
+    ema_of_other_shapes,
     ema_version,
     portable_encoder_layers,
 )
@@ -31,6 +32,7 @@ MENDS = (
     keep_last_batch,
     numpy2_buckets,
     ema_version,
+    ema_of_other_shapes,
     bf16_is_not_tpu,
     better_transformer,
     portable_encoder_layers,

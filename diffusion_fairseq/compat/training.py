@@ -1,4 +1,4 @@
-"""Options of the host that do not keep their word, --store-ema and --bf16, and 0.12.2's encoder layers."""
+"""Options of the host that do not keep their word, --store-ema, --ema-fp32 and --bf16, and 0.12.2's encoder layers."""
 
 import sys
 
@@ -26,6 +26,23 @@ def ema_version() -> None:
         return stock(self, {**versions, **state_dict}, *args, **kwargs)
 
     EMA.restore = restore
+
+
+def ema_of_other_shapes() -> None:
+    """Start --ema-fp32 from the EMA model's tensors where a file's have other shapes.
+
+    Both hosts: fine-tuning a model with longer position tables, whose EMA the model has already fitted in, dies.
+    """
+    stock = EMA.build_fp32_params
+
+    def build_fp32_params(self, state_dict=None):
+        if state_dict is not None:
+            own = self.model.state_dict()
+            state_dict = {key: own[key] if key in own and own[key].shape != value.shape else value
+                          for key, value in state_dict.items()}
+        return stock(self, state_dict)
+
+    EMA.build_fp32_params = build_fp32_params
 
 
 def bf16_is_not_tpu() -> None:

@@ -1,7 +1,8 @@
 """What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
 
+import logging
 import math
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates
 from diffusion_fairseq.text.embedding import TokenSearch
 
+logger = logging.getLogger(__name__)
+
+# Ends of the names of tables with a row for each position or length, from 0 on.
+LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length_predictor.absolute.bias")
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
 LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time: 64 MB
 
@@ -108,6 +113,10 @@ class DiffusionModel(BaseFairseqModel):
         self.max_source_positions = cfg.max_source_positions
         self.max_target_positions = cfg.max_target_positions
         self.pad = pad
+        # Fingerprints of the source and target dictionaries, where the task gives them: kept beside the weights.
+        self.dictionaries: Dict[str, str] = {}
+        # Since weights were loaded and until the next update: their tables that had other lengths.
+        self._refitted: Optional[List[str]] = None
         self.embedding = nn.Embedding(num_tokens, cfg.latent_dim)
         self.rounding_bias = nn.Parameter(torch.zeros(num_tokens))
         # The longest target met in training; floating point, because EMA also averages buffers.
@@ -272,7 +281,8 @@ class DiffusionModel(BaseFairseqModel):
         return limits.clamp(max=trained)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
-        """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none."""
+        """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none; take over
+        tables of other lengths."""
         prefix = name + "." if name else ""
         learned = {key for key in state_dict if key.startswith(prefix + "timesteps.")}
         if learned and not hasattr(self, "timesteps"):
@@ -281,12 +291,56 @@ class DiffusionModel(BaseFairseqModel):
             for key, value in self.timesteps.state_dict().items():
                 state_dict[prefix + "timesteps." + key] = value
         super().upgrade_state_dict_named(state_dict, name)
+        self._fit_lengths(state_dict, prefix)
+
+    def _fit_lengths(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Take over the rows that a longer or shorter table of positions or lengths has in common with ours; further
+        ones of ours stay as they were initialised. Losses by timestep are of no use to another number of them."""
+        self._refitted = []
+        for key, own in self.state_dict().items():
+            theirs = state_dict.get(prefix + key, own)
+            if theirs.shape == own.shape or theirs.shape[1:] != own.shape[1:]:
+                continue
+            if f".{key}".endswith(tuple("." + table for table in LENGTH_TABLES)):
+                rows = min(len(theirs), len(own))
+                state_dict[prefix + key] = torch.cat([theirs[:rows].to(own), own[rows:]])
+            elif key.startswith("timesteps."):
+                state_dict[prefix + key] = own
+            else:
+                continue
+            self._refitted.append(f"{key} {len(theirs)} -> {len(own)}")
+        if self._refitted:
+            logger.info(f"weights of other lengths taken over: {', '.join(self._refitted)}")
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """What the host calls before each update; 0 after weights were loaded means that they are fine-tuned.
+
+        Raises:
+            UserError: training goes on with tables of other lengths, for which the optimizer's state does not fit.
+        """
+        super().set_num_updates(num_updates)
+        if self._refitted is None:
+            return
+        if num_updates and self._refitted:
+            raise UserError(f"training cannot go on with other lengths ({', '.join(self._refitted)}): give the options "
+                            "the checkpoint was trained with, or start anew from it with --finetune-from-model")
+        if not num_updates:
+            # Of the targets of another task.
+            self.longest_target.zero_()
+        self._refitted = None
+
+    def state_dict(self, *args, **kwargs):
+        """As torch's; the metadata says which dictionaries the weights belong to."""
+        state = super().state_dict(*args, **kwargs)
+        if self.dictionaries:
+            state._metadata[kwargs.get("prefix", "")[:-1]]["dictionaries"] = dict(self.dictionaries)
+        return state
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As fairseq's; what a checkpoint holds is checked first.
 
         Raises:
-            UserError: weights that are not finite, or of a dictionary of another size.
+            UserError: weights that are not finite, or of another dictionary.
         """
         if strict:
             self._check_weights(state_dict)
@@ -296,8 +350,17 @@ class DiffusionModel(BaseFairseqModel):
         own = self.state_dict()
         for key in ("embedding.weight", "encoder.tokens.weight"):
             if key in own and key in state_dict and len(own[key]) != len(state_dict[key]):
+                # Pre-training needs the word, other data may have been binarised without it.
+                remedy = ("if it lacks <mask>, append '<mask> 0' to its dictionaries"
+                          if len(state_dict[key]) == len(own[key]) + 1 else "use the data it was trained with")
                 raise UserError(f"the checkpoint was trained with a dictionary of {len(state_dict[key])} types, the "
-                                f"data folder's has {len(own[key])} ({key}): use the data it was trained with")
+                                f"data folder's has {len(own[key])} ({key}): {remedy}")
+        # A host that has sent the weights to other processes has lost the metadata.
+        theirs = getattr(state_dict, "_metadata", {}).get("", {}).get("dictionaries", {})
+        for side in self.dictionaries.keys() & theirs.keys():
+            if theirs[side] != self.dictionaries[side]:
+                raise UserError(f"the checkpoint was trained with another {side} dictionary, of as many types: "
+                                "binarise with the one it was trained with (--srcdict, --tgtdict)")
         broken = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""

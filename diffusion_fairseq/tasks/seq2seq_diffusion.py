@@ -1,6 +1,7 @@
 """Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
 
 import atexit
+import hashlib
 import logging
 import os
 from argparse import Namespace
@@ -22,6 +23,7 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.compilation import compile_layers
+from diffusion_fairseq.tasks.eval_rouge import EvalRouge, EvalRougeConfig, log_rouge
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig, check_sampling
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ BLEU_LENGTHS = ["_bleu_sys_len", "_bleu_ref_len"]
 
 
 @dataclass
-class Seq2SeqDiffusionConfig(SamplingConfig, TranslationConfig):
-    """fairseq's translation data, cut to the model's positions; and the sampling options."""
+class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, TranslationConfig):
+    """fairseq's translation data, cut to the model's positions; the options of sampling and of validation by it."""
 
     left_pad_source: bool = field(default=False, metadata={"help": "pad the source on the left"})
     max_source_positions: int = field(
@@ -61,11 +63,11 @@ class Seq2SeqDiffusionTask(TranslationTask):
     serves_diffusion = True
 
     @classmethod
-    def setup_task(cls, cfg: Seq2SeqDiffusionConfig, **kwargs):
-        """Load the dictionaries.
+    def check_options(cls, cfg: Seq2SeqDiffusionConfig) -> str:
+        """The first data folder, which holds the dictionaries.
 
         Raises:
-            UserError: no data, no dictionary, or a sampling option out of range.
+            UserError: no data, or an option that is out of range or without use.
         """
         check_sampling(cfg)
         for name in ("max_source_positions", "max_target_positions"):
@@ -78,6 +80,16 @@ class Seq2SeqDiffusionTask(TranslationTask):
         folder = utils.split_paths(cfg.data)[0]
         if not os.path.isdir(folder):
             raise UserError(f"no such data folder: {folder}; make it with fairseq-preprocess")
+        return folder
+
+    @classmethod
+    def setup_task(cls, cfg: Seq2SeqDiffusionConfig, **kwargs):
+        """Load the dictionaries.
+
+        Raises:
+            UserError: no data, no dictionary, or a sampling option out of range.
+        """
+        folder = cls.check_options(cfg)
         if cfg.source_lang is None or cfg.target_lang is None:
             cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
         if cfg.source_lang is None or cfg.target_lang is None:
@@ -100,11 +112,15 @@ class Seq2SeqDiffusionTask(TranslationTask):
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{filename} is no fairseq dictionary ('word count' lines): {error}") from error
 
+    def data_folder(self, split: str, epoch: int) -> str:
+        """Where a split lies: training takes the folders of `data` in turn, epoch by epoch."""
+        paths = utils.split_paths(self.cfg.data)
+        return paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Load a split, its sources and targets cut to the longest that fit."""
         cfg = self.cfg
-        paths = utils.split_paths(cfg.data)
-        path = paths[(epoch - 1) % len(paths)] if split == cfg.train_subset else paths[0]
+        path = self.data_folder(split, epoch)
         try:
             pairs = load_langpair_dataset(
                 path, split, cfg.source_lang, self.src_dict, cfg.target_lang, self.tgt_dict, combine=combine,
@@ -154,6 +170,8 @@ class Seq2SeqDiffusionTask(TranslationTask):
             raise UserError(f"{where} a model of architecture {arch!r}, which task seq2seq_diffusion does not serve: "
                             f"it takes {', '.join(known)}")
         model = super().build_model(cfg, from_checkpoint)
+        model.dictionaries = {"source": fingerprint(self.src_dict), "target": fingerprint(self.tgt_dict)}
+        self.eval_rouge = EvalRouge(self.cfg, model, self.tgt_dict) if self.cfg.eval_rouge else None
         if self.cfg.compile_layers:
             compile_layers(model.transformer_layers())
         longest_source, longest_target = model.max_positions()
@@ -199,14 +217,28 @@ class Seq2SeqDiffusionTask(TranslationTask):
                                 f"{len(words)} words of the source dictionary: give the one the data was made with")
         return bpe
 
+    def valid_step(self, sample, model, criterion):
+        """The losses of a batch and, with --eval-rouge, what its first sentences score."""
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        if self.eval_rouge is not None:
+            log.update(self.eval_rouge.sums(sample))
+        return loss, sample_size, log
+
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion) -> None:
-        """Log the criterion's terms and, with --eval-bleu, BLEU: as plain numbers, which any checkpoint may hold."""
+        """Log the criterion's terms and, where asked for, BLEU and ROUGE: as plain numbers, which any checkpoint may
+        hold."""
         FairseqTask.reduce_metrics(self, logging_outputs, criterion)
+        log_rouge(logging_outputs)
         if not any(BLEU_TOTALS[0] in log for log in logging_outputs):
             return
         for key in BLEU_COUNTS + BLEU_TOTALS + BLEU_LENGTHS:
             metrics.log_scalar(key, float(sum(log.get(key, 0) for log in logging_outputs)))
         metrics.log_derived("bleu", _bleu_of_sums)
+
+
+def fingerprint(dictionary: Dictionary) -> str:
+    """A short text that is another one for other words, or for the same ones in another order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]
 
 
 def _bleu_of_sums(meters) -> float:

@@ -1,0 +1,144 @@
+"""Pre-training by continuous paragraph denoising (GENIE, section 3.1), on binarised documents."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+from fairseq.data import Dictionary, data_utils
+from fairseq.tasks import register_task
+
+from diffusion_fairseq.data.cpd_dataset import DOCUMENT_BREAKS, CPDDataset, example_sizes, split_documents
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+
+logger = logging.getLogger(__name__)
+
+# fairseq's word and BERT's; the first one that a dictionary holds is taken.
+MASKS = ("<mask>", "[MASK]")
+
+
+@dataclass
+class CPDPretrainConfig(Seq2SeqDiffusionConfig):
+    """Documents, and what is left out of them."""
+
+    max_target_positions: int = field(
+        default=154, metadata={"help": "longest paragraph in tokens, its end of sentence counted"}
+    )
+    tokens_per_sample: int = field(
+        default=512,
+        metadata={"help": "longest document in tokens, without ends of sentence; longer ones become several"},
+    )
+    document_break: str = field(
+        default="line",
+        metadata={"help": f"where documents end: {' or '.join(DOCUMENT_BREAKS)}. line: each line is one; blank: at "
+                          "empty lines (between chapters, say), the lines between being sentences, packed whole"},
+    )
+    paragraph_ratio: float = field(
+        default=0.3,
+        metadata={"help": "share of a document's tokens that one mask token replaces, and that is the target"},
+    )
+    min_document_tokens: int = field(
+        default=30, metadata={"help": "shorter documents are left out, and counted in the log"}
+    )
+
+
+@register_task("cpd_pretrain", dataclass=CPDPretrainConfig)
+class CPDPretrainTask(Seq2SeqDiffusionTask):
+    """Train, validate and generate with a diffusion model that fills a paragraph into a document.
+
+    The mask token must be a word of dict.txt, and is never added in memory: the model of the fine-tuning task then
+    has as many embeddings as this one, whatever loads the weights. A line appended to dict.txt changes no index, so
+    that nothing need be binarised again.
+    """
+
+    cfg: CPDPretrainConfig
+
+    @classmethod
+    def setup_task(cls, cfg: CPDPretrainConfig, **kwargs):
+        """Load the dictionary.
+
+        Raises:
+            UserError: no data, no dictionary or no mask token in it, or an option out of range.
+        """
+        folder = cls.check_options(cfg)
+        for name in ("source_lang", "target_lang"):
+            if cfg[name] is not None:
+                raise UserError(f"--{name.replace('_', '-')} has no use here (documents are of one language, binarised "
+                                "with fairseq-preprocess --only-source): leave it out")
+        if cfg.document_break not in DOCUMENT_BREAKS:
+            raise UserError(f"--document-break {cfg.document_break!r} is unknown: choose one of "
+                            f"{', '.join(DOCUMENT_BREAKS)}")
+        if not 0 < cfg.paragraph_ratio < 1:
+            raise UserError(f"--paragraph-ratio must be between 0 and 1, got {cfg.paragraph_ratio}")
+        for name in ("tokens_per_sample", "min_document_tokens"):
+            if cfg[name] < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {cfg[name]}")
+        if cfg.seed < 0:
+            raise UserError(f"--seed must not be negative, got {cfg.seed}")
+        dictionary = cls.load_dictionary(os.path.join(folder, "dict.txt"))
+        mask = dictionary[mask_index(dictionary, folder)]
+        logger.info(f"dictionary: {len(dictionary)} types; {mask} stands for a paragraph")
+        return cls(cfg, dictionary, dictionary)
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+        """Load a split of one shard: its documents, and the examples they make.
+
+        Raises:
+            UserError: there is no such split, it is no text, or none of its documents is long enough.
+        """
+        cfg, dictionary = self.cfg, self.src_dict
+        folder = self.data_folder(split, epoch)
+        path = os.path.join(folder, split)
+        lines = data_utils.load_indexed_dataset(path, dictionary, cfg.dataset_impl, combine=combine)
+        if lines is None:
+            raise UserError(f"{folder} holds no {split}.idx: binarise that split with fairseq-preprocess "
+                            "--only-source, or choose another one")
+        if not len(lines) or any(lines[line][-1:].tolist() != [dictionary.eos()] for line in (0, len(lines) - 1)):
+            raise UserError(f"{path}.bin holds no lines that end in {dictionary[dictionary.eos()]}: binarise the text "
+                            "with fairseq-preprocess --only-source")
+        if np.max(lines.sizes) < 2:
+            raise UserError(f"{path}.bin holds empty lines only")
+        documents = split_documents(lines, lines.sizes, self.longest_document(), cfg.document_break, dictionary)
+        examples = CPDDataset(
+            documents, dictionary, mask_index(dictionary, folder), seed=cfg.seed, ratio=cfg.paragraph_ratio,
+            min_tokens=cfg.min_document_tokens, shuffle=split != "test", left_pad_source=cfg.left_pad_source,
+            num_buckets=cfg.num_batch_buckets, pad_to_multiple=cfg.required_seq_len_multiple,
+        )
+        counted = (f"{examples.num_short:,} of {examples.num_documents:,} documents left out: fewer than "
+                   f"{cfg.min_document_tokens} tokens (--min-document-tokens)")
+        if not len(examples):
+            raise UserError(f"{path}: {counted}")
+        logger.info(f"{path}: {len(examples):,} documents of at most {documents.sizes.max()} tokens; {counted}")
+        self.datasets[split] = examples
+
+    def longest_document(self) -> int:
+        """Tokens of the longest document whose source and target both fit the model.
+
+        Raises:
+            UserError: not even a short one does.
+        """
+        cfg = self.cfg
+        lengths = np.arange(1, cfg.tokens_per_sample + 1)
+        source, target = example_sizes(lengths, cfg.paragraph_ratio)
+        longest = int(((source <= cfg.max_source_positions) & (target <= cfg.max_target_positions)).sum())
+        if longest < cfg.min_document_tokens:
+            raise UserError(f"documents of {cfg.min_document_tokens} tokens (--min-document-tokens) do not fit: raise "
+                            "--tokens-per-sample, --max-source-positions or --max-target-positions")
+        if longest < cfg.tokens_per_sample:
+            logger.warning(f"documents cut to {longest} tokens, not {cfg.tokens_per_sample} (--tokens-per-sample): no "
+                           "more fit --max-source-positions and --max-target-positions")
+        return longest
+
+
+def mask_index(dictionary: Dictionary, folder: str) -> int:
+    """Index of the mask token.
+
+    Raises:
+        UserError: the dictionary of this folder has none.
+    """
+    for mask in MASKS:
+        if mask in dictionary:
+            return dictionary.index(mask)
+    raise UserError(f"{os.path.join(folder, 'dict.txt')} lacks the word {MASKS[0]}: append the line '{MASKS[0]} 0', "
+                    "which changes no index, and binarise the fine-tuning data with this dictionary")

@@ -1,0 +1,79 @@
+"""ROUGE of generated text during validation, so that checkpoints can be chosen by what they write."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.logging import metrics
+from fairseq.models import BaseFairseqModel
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.generator import DiffusionGenerator
+from diffusion_fairseq.metrics.overlap import rouge_per_sentence
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+
+# What is logged, and rouge-score's name for it.
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+COUNT = "_rouge_count"
+
+
+@dataclass
+class EvalRougeConfig:
+    """Options of validation by generation."""
+
+    eval_rouge: bool = field(
+        default=False,
+        metadata={"help": "generate in validation and log rouge_1, rouge_2, rouge_l: --best-checkpoint-metric rouge_l "
+                          "--maximize-best-checkpoint-metric keeps the checkpoint that writes best"},
+    )
+    eval_rouge_steps: int = field(
+        default=10, metadata={"help": "reverse steps of that generation: few, it is done at every validation"}
+    )
+    eval_rouge_sentences: int = field(
+        default=200, metadata={"help": "sentences that are generated, the first of the set"}
+    )
+    eval_rouge_remove_bpe: str = field(
+        default="sentencepiece", metadata={"help": "how subwords become words: sentencepiece, subword_nmt, none, ..."}
+    )
+
+
+class EvalRouge:
+    """Generates the first sentences of a validation set with few clamped steps and sums their ROUGE.
+
+    Raises:
+        UserError: numbers out of range, or a model that cannot take so many steps.
+    """
+
+    def __init__(self, cfg: EvalRougeConfig, model: BaseFairseqModel, dictionary: Dictionary):
+        if cfg.eval_rouge_steps < 1 or cfg.eval_rouge_sentences < 1:
+            raise UserError("--eval-rouge-steps and --eval-rouge-sentences must be at least 1")
+        self.cfg, self.dictionary = cfg, dictionary
+        sampling = SamplingConfig(diffusion_steps=cfg.eval_rouge_steps, clamping=True, seed=1)
+        self.generator = DiffusionGenerator(model, dictionary, sampling)
+
+    def sums(self, sample: Dict[str, Any]) -> Dict[str, float]:
+        """ROUGE F1 x 100, summed over the sentences of a batch that belong to the first ones, and their count."""
+        chosen = (sample["id"] < self.cfg.eval_rouge_sentences).nonzero().squeeze(1)
+        found = {name: 0.0 for name in (*ROUGE, COUNT)}
+        if len(chosen):
+            with torch.no_grad():
+                hypotheses = self.generator.generate(
+                    [self.generator.model], {"net_input": {"src_tokens": sample["net_input"]["src_tokens"][chosen]}})
+            written = [self.text(candidates[0]["tokens"]) for candidates in hypotheses]
+            references = [self.text(row[row != self.dictionary.pad()]) for row in sample["target"][chosen]]
+            scores = rouge_per_sentence(written, references, list(ROUGE.values()))
+            found.update({name: float(sum(scores[kind])) for name, kind in ROUGE.items()})
+            found[COUNT] = float(len(chosen))
+        return found
+
+    def text(self, tokens: torch.Tensor) -> str:
+        return self.dictionary.string(tokens.int().cpu(), self.cfg.eval_rouge_remove_bpe)
+
+
+def log_rouge(logging_outputs: List[Dict[str, Any]]) -> None:
+    """Log the mean of what `EvalRouge.sums` has summed."""
+    count = sum(log.get(COUNT, 0) for log in logging_outputs)
+    for name in ROUGE if count else ():
+        mean = float(sum(log[name] for log in logging_outputs)) / float(count)
+        metrics.log_scalar(name, mean, float(count), round=2)
