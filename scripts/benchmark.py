@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py --quick                     # two shapes and training, within 5 minutes on 2 cores
     python scripts/benchmark.py --json benchmark.json       # everything, with benchmark.png beside it
+    python scripts/benchmark.py --parts sweeps --json benchmark.json    # a part of it, written to the same file
     python scripts/benchmark.py --sentences 10000           # memory and throughput over a long generation
 
 Systems: `ours` (fairseq-generate's generator); `published` (the released GENIE's structure on the same weights: encoder
@@ -43,6 +44,8 @@ SHAPES = {  # source and target tokens, candidates
     "published": (512, 64, 1), "xsum": (400, 27, 10), "cnndm": (512, 100, 10), "gigaword": (37, 9, 10),
 }
 QUICK = ("published", "xsum")
+PARTS = ("shapes", "candidates", "training", "sweeps", "autoregressive")
+QUICK_PARTS = PARTS[:3]
 PLAIN = {"length_model": "fixed", "self_conditioning": False}  # what the published structure can do too
 LENGTHS, CANDIDATES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 128)
 AR_LENGTHS = (16, 32, 64, 128, 256)
@@ -68,6 +71,7 @@ class Bench:
         self.fastest = max(self.peaks, key=self.peaks.get)
         self.rows: List[Dict] = []
         self.training: List[Dict] = []
+        self.part = ""
         self.bar = tqdm(unit=" measurements", disable=None)
 
     def genie(self, dtype: str):
@@ -82,6 +86,7 @@ class Bench:
         return Work(self.dictionary, self.device, batch, source, target, candidates, steps)
 
     def add(self, **row) -> Dict:
+        row = {"part": self.part, **row}
         self.rows.append(row)
         self.bar.update()
         self.bar.set_postfix_str(f"{row['shape']} {row['structure']} {row['dtype']}")
@@ -139,12 +144,12 @@ class Bench:
                 row = self.ours(name, model if dtype == "fp32" else self.genie(dtype), dtype, work)
                 row["faster"] = slow / row["ms_per_candidate_step"]
 
-    def candidates_cost(self) -> float:
-        """A whole generation of 10 candidates over one of 1 candidate, one XSum source at a time."""
+    def candidates_cost(self) -> None:
+        """Whole generations of 1 and of 10 candidates, one XSum source at a time."""
         source, target, _ = SHAPES["xsum"]
         model = self.genie(self.fastest)
-        one, ten = (self.ours("xsum", model, self.fastest, self.work(1, source, target, n)) for n in (1, 10))
-        return one["sentences_per_s"] / ten["sentences_per_s"]
+        for candidates in (1, 10):
+            self.ours("xsum", model, self.fastest, self.work(1, source, target, candidates))
 
     def sweeps(self) -> None:
         """Target lengths, candidates and batches, ours alone."""
@@ -179,6 +184,7 @@ class Bench:
                 memory.start()
                 seconds = seconds_of(system.update, self.device, at_least=3.0, repeats=10)
                 self.training.append({
+                    "part": self.part,
                     "arch": arch, "shape": shape, "structure": name, "dtype": dtype, "batch": batch,
                     "sentences_per_s": batch / seconds, "target_tokens_per_s": batch * target / seconds,
                     "peak_mb": memory.megabytes(),
@@ -252,20 +258,20 @@ def crossing(rows: List[Dict], steps: int) -> str:
         f"{n}: {ratio:.2f}x" for n, ratio in faster.items())
 
 
-def plot(bench: Bench, file: Path) -> None:
+def plot(measured: List[Dict], file: Path) -> None:
     """Our sweeps, the shapes beside the published structure, and diffusion beside beam search."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 5, figsize=(24, 4.5), layout="constrained")
     for axis, (sweep, key) in zip(axes, (("lengths", "target"), ("candidates", "candidates"), ("batches", "batch"))):
-        rows = [row for row in bench.rows if row["shape"] == sweep]
+        rows = [row for row in measured if row["part"] == "sweeps" and row["shape"] == sweep]
         axis.plot([row[key] for row in rows], [row["ms_per_candidate_step"] for row in rows], marker="o")
         axis.set(xscale="log", yscale="log", xlabel=key, ylabel="ms per candidate-step")
-    speedups = [row for row in bench.rows if row.get("faster") and row["shape"] in SHAPES]
+    speedups = [row for row in measured if row.get("faster") and row["shape"] in SHAPES]
     axes[3].barh([f"{row['shape']} {row['dtype']}" for row in speedups], [row["faster"] for row in speedups])
     axes[3].set(xlabel="times faster per candidate-step than the published structure")
     curves: Dict[str, List[Dict]] = {}
-    for row in bench.rows:
+    for row in measured:
         if row["shape"] == "autoregressive":
             label = f"diffusion, {row['steps']} steps" if row["structure"] == "ours" else "transformer, beam 5"
             curves.setdefault(label, []).append(row)
@@ -279,20 +285,48 @@ def plot(bench: Bench, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+def parts(text: str) -> List[str]:
+    for name in text.split(","):
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(PARTS)}")
+    return text.split(",")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"shapes {' and '.join(QUICK)} and training only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured; and a plot beside it")
+    parser.add_argument("--parts", type=parts, metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="also write what was measured, beside what the file holds of other parts; and a plot")
     parser.add_argument("--arch", choices=VOCABULARY, default="genie_base", help="of generation (default: genie_base)")
     parser.add_argument("--batch", type=int, default=4, help="sentences at a time in the shapes (default: 4)")
     parser.add_argument("--steps", type=int, default=20, help="reverse steps of a generation (default: 20)")
     parser.add_argument("--train-batch", type=int, default=64, help="sentences of a training update (default: 64)")
     parser.add_argument("--sentences", type=int, metavar="N", help="only generate N sentences and follow the memory")
     arguments = parser.parse_args()
+    if arguments.parts is None:
+        arguments.parts = QUICK_PARTS if arguments.quick else PARTS
     for name in ("batch", "steps", "train_batch"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return arguments
+
+
+def measure(bench: Bench, part: str) -> None:
+    """One part of the benchmark."""
+    arguments = bench.arguments
+    if part == "shapes":
+        bench.shapes(QUICK if arguments.quick else SHAPES)
+    elif part == "candidates":
+        bench.candidates_cost()
+    elif part == "training":
+        bench.train("genie_small", "gigaword", arguments.train_batch)
+        if not arguments.quick:
+            bench.train(arguments.arch, "xsum", 64 if bench.device == "cuda" else 4)
+    elif part == "sweeps":
+        bench.sweeps()
+    else:
+        bench.against_transformer()
 
 
 def main() -> None:
@@ -300,37 +334,50 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.INFO)
     bench = Bench(arguments)
-    found: Dict[str, object] = {"machine": machine(bench), "rows": bench.rows, "training": bench.training}
+    found: Dict[str, object] = {"machine": machine(bench), "rows": [], "training": []}
+    if arguments.json is not None and arguments.json.exists():
+        found = {**json.loads(arguments.json.read_text()), "machine": found["machine"]}
     if arguments.sentences:
         found["long_run"] = bench.long_run(arguments.sentences)
-    else:
-        bench.shapes(QUICK if arguments.quick else SHAPES)
-        found["ten candidates over one"] = bench.candidates_cost()
-        bench.train("genie_small", "gigaword", arguments.train_batch)
-        if not arguments.quick:
-            bench.train(arguments.arch, "xsum", 64 if bench.device == "cuda" else 4)
-            bench.sweeps()
-            bench.against_transformer()
+        keep(found, arguments.json)
+    for part in () if arguments.sentences else arguments.parts:
+        bench.part = part
+        for kind in ("rows", "training"):
+            found[kind] = [row for row in found[kind] if row["part"] != part]
+        measure(bench, part)
+        found["rows"] += bench.rows
+        found["training"] += bench.training
+        bench.rows, bench.training = [], []
+        keep(found, arguments.json)
     bench.bar.close()
-    show(bench, found)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1))
-        if not arguments.quick and not arguments.sentences:
-            plot(bench, arguments.json.with_suffix(".png"))
+    show(found)
+    if arguments.json is not None and not arguments.quick and not arguments.sentences:
+        plot(found["rows"], arguments.json.with_suffix(".png"))
 
 
-def show(bench: Bench, found: Dict) -> None:
+def keep(found: Dict, file: Optional[Path]) -> None:
+    """Write down what was measured so far, so that an interruption loses one part at most."""
+    if file is not None:
+        unfinished = file.with_suffix(".partial")
+        unfinished.write_text(json.dumps(found, indent=1))
+        unfinished.replace(file)
+
+
+def show(found: Dict) -> None:
     for name, value in found["machine"].items():
         print(f"{name}: {value}")
-    if "long_run" in found:
-        print(table(found["long_run"], ("sentences", "resident_mb", "sentences_per_s")))
-        return
-    print(f"\n{table(bench.rows, COLUMNS)}\n")
-    print(f"10 candidates cost {found['ten candidates over one']:.1f}x of 1 (XSum, encoding included)\n")
-    print("training\n" + table(bench.training, TRAINING_COLUMNS))
-    rows = [row for row in bench.rows if row["shape"] == "autoregressive"]
+    if found["rows"]:
+        print(f"\n{table(found['rows'], COLUMNS)}")
+    costs = {row["candidates"]: row["sentences_per_s"] for row in found["rows"] if row["part"] == "candidates"}
+    if costs:
+        print(f"\n10 candidates cost {costs[1] / costs[10]:.1f}x of 1 (XSum, encoding included)")
+    if found["training"]:
+        print("\ntraining\n" + table(found["training"], TRAINING_COLUMNS))
+    rows = [row for row in found["rows"] if row["part"] == "autoregressive"]
     for steps in (20, 50) if rows else ():
         print(crossing(rows, steps))
+    if "long_run" in found:
+        print("\n" + table(found["long_run"], ("sentences", "resident_mb", "sentences_per_s")))
 
 
 if __name__ == "__main__":
