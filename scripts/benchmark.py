@@ -104,8 +104,14 @@ class Bench:
             source=work.source, target=work.target, steps=work.steps, encode_ms=1e3 * encode,
             ms_per_candidate_step=1e3 * (whole - encode) / (sequences * work.steps),
             sentences_per_s=work.batch / whole, peak_mb=memory.megabytes(),
-            peak=flops_of(system.generate) / whole / self.peaks[dtype],
+            peak=self.flops(model, work) / whole / self.peaks[dtype],
         )
+
+    @staticmethod
+    def flops(model, work: Work) -> float:
+        """Of a generation: each step does the same, so that two steps tell."""
+        one, two = (flops_of(Ours(model, work._replace(steps=steps)).generate) for steps in (1, 2))
+        return one + (work.steps - 1) * (two - one)
 
     def published(self, shape: str, model, work: Work) -> Dict:
         """Two steps of the published structure, and its outputs against ours after them."""
