@@ -89,7 +89,7 @@ class Denoiser:
 
     def __call__(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
         # Filled, not copied: a copy from the host would wait for the device.
-        time = torch.full((1,), float(t), device=xt.device)
+        time = torch.full((1,), t.item(), dtype=t.dtype, device=xt.device)
         self.estimate = self.model.denoise(xt, time, self.rows.memory, self.rows.packing, self.estimate)
         if self.clamping_from is None or t > self.clamping_from:
             return self.estimate

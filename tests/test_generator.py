@@ -73,6 +73,13 @@ def test_bf16_computes_the_network_alone_and_does_not_depend_on_the_batch():
         assert alone["tokens"].equal(batch[i][0]["tokens"]) and abs(alone["score"] - batch[i][0]["score"]) < 1e-5
 
 
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "heun", "dpmpp-2m"])
+def test_a_model_that_predicts_noise_generates(solver):
+    model = sharp_genie(parameterization="noise")
+    found = generate(model, make_sample(DICTIONARY, [5, 8]), solver=solver, clamping=True)
+    assert all(len(hypotheses[0]["tokens"]) >= 1 for hypotheses in found)
+
+
 def test_candidates_do_not_depend_on_how_many_there_are():
     model, sample = sharp_genie(), make_sample(DICTIONARY, [5, 8])
     texts = [{tuple(h["tokens"].tolist()) for h in hypotheses} for hypotheses in generate(model, sample, candidates=7)]
