@@ -50,6 +50,7 @@ PLAIN = {"length_model": "fixed", "self_conditioning": False}  # what the publis
 LENGTHS, CANDIDATES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 128)
 AR_LENGTHS = (16, 32, 64, 128, 256)
 SWEEP_SOURCE = 128  # source tokens beside which target lengths are compared
+LONG_RUN = (5, 40, 12, 54, 26)  # source tokens of the batches of a long run, in turn; it is reported after each turn
 VOCABULARY = {"genie_base": 30522, "genie_small": 8000, "genie_tiny": 1000}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "encode_ms",
@@ -204,11 +205,11 @@ class Bench:
         model = make_genie("genie_small", dictionary, self.device).eval()
         found, began, since = [], time.perf_counter(), 0
         for done in tqdm(range(0, sentences, batch), desc="long run", unit=" batches", disable=None):
-            length = 5 + done // batch * 7 % 56
+            length = LONG_RUN[done // batch % len(LONG_RUN)]
             work = Work(dictionary, self.device, batch, length, 64, 1, self.arguments.steps)
             Ours(model, work).generate()
             since += batch
-            if since >= 500 or done + batch >= sentences:
+            if since >= batch * len(LONG_RUN) or done + batch >= sentences:
                 seconds = time.perf_counter() - began
                 found.append({"sentences": done + batch, "resident_mb": resident_megabytes(),
                               "sentences_per_s": since / seconds})
