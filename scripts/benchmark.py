@@ -274,6 +274,8 @@ def plot(measured: List[Dict], file: Path) -> None:
         rows = [row for row in measured if row["part"] == "sweeps" and row["shape"] == sweep]
         axis.plot([row[key] for row in rows], [row["ms_per_candidate_step"] for row in rows], marker="o")
         axis.set(xscale="log", yscale="log", xlabel=key, ylabel="ms per candidate-step")
+        axis.set_xticks([row[key] for row in rows], [str(row[key]) for row in rows], minor=False)
+        axis.set_xticks([], minor=True)
     speedups = [row for row in measured if row.get("faster") and row["shape"] in SHAPES]
     axes[3].barh([f"{row['shape']} {row['dtype']}" for row in speedups], [row["faster"] for row in speedups])
     axes[3].set(xlabel="times faster per candidate-step than the published structure")
@@ -285,6 +287,8 @@ def plot(measured: List[Dict], file: Path) -> None:
     for label, rows in curves.items():
         axes[4].plot([row["target"] for row in rows], [row["sentences_per_s"] for row in rows], marker="o", label=label)
     axes[4].set(xscale="log", yscale="log", xlabel="target tokens", ylabel="sentences per second")
+    axes[4].set_xticks(AR_LENGTHS, [str(length) for length in AR_LENGTHS])
+    axes[4].set_xticks([], minor=True)
     if curves:
         axes[4].legend()
     for axis in axes:
