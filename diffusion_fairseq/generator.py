@@ -80,7 +80,7 @@ class Denoiser:
     """
 
     def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor]):
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
@@ -251,7 +251,7 @@ class DiffusionGenerator:
         rows, tokens, width = live.origin[leaving], live.tokens[leaving], denoise.rows.width
         packing = Packing.of(lengths_to_mask(denoise.rows.lengths[leaving], width))
         scores = self.model.log_probabilities(
-            packing.pack(denoise.estimate[leaving]), packing.pack(tokens), self.forbidden.to(tokens.device))
+            packing.pack(denoise.estimate[leaving]), packing.pack(tokens), denoise.forbidden)
         drafts.tokens[rows, :width] = tokens
         drafts.scores[rows, :width] = packing.unpack(scores)
         drafts.steps[rows] = step

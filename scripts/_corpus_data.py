@@ -19,11 +19,10 @@ import torch
 
 logging.disable(logging.INFO)   # fairseq names, while it is imported, what is not installed
 from _corpus import SPLITS, Documents, Rules, digest, fraction, read_piece, split_of, tidy  # noqa: E402
-from _data import DataError  # noqa: E402
+from _data import MASK, DataError  # noqa: E402
 from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
 
 PART = 1 << 25              # bytes of text after which a part ends
-MASK = "<mask>"
 TRAINING_THREADS = 4        # a constant: the sums of sentencepiece, and so its model, depend on it
 BATCH = 1000                # lines that are encoded at once
 INDEX_HEADER = 18           # bytes of fairseq's .idx before the number of items: magic, version, type

@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
+MASK = "<mask>"  # the subword that continuous paragraph denoise puts in the place of a paragraph
+
 
 class DataError(Exception):
     """Bad input, seen before anything was written: one line that says what, where and the remedy."""

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffusion_fairseq  # noqa: F401  registers the task and the models
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.diffusion.noise import gaussian_noise
+from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.solvers import ddpm_step, initial_state
 from diffusion_fairseq.generator import START, DiffusionGenerator, aligned
 from diffusion_fairseq.models.config import GenieConfig
@@ -85,6 +86,13 @@ class Work(NamedTuple):
     steps: int
 
 
+def run(step: Callable, denoise: Callable, levels: List, noise: Callable[[int], Tensor]) -> None:
+    """The whole reverse process, its noise drawn as the generator draws it."""
+    state = initial_state(noise(START), levels[0])
+    for _ in reverse_process(step, denoise, state, levels, lambda index: noise(START + 1 + index)):
+        pass
+
+
 class Ours:
     """The generator as fairseq-generate runs it, clamped."""
 
@@ -108,9 +116,7 @@ class Ours:
         """The last estimate of x0 before clamping (batch * candidates, target, D)."""
         ((_, rows),) = self.generator.buckets(self.model.encode(self.sources), self.sources)
         denoise = self.generator.denoiser(rows)
-        state = initial_state(denoise.noise(START), self.generator.levels[0])
-        for index, (t, s) in enumerate(zip(self.generator.levels, self.generator.levels[1:])):
-            state = self.generator.step(denoise, state, s, t, lambda draw=index + 1: denoise.noise(START + draw))
+        run(self.generator.step, denoise, self.generator.levels, denoise.noise)
         return denoise.estimate[:, : self.work.target]
 
 
@@ -133,11 +139,8 @@ class Published:
     @torch.inference_mode()
     def x0(self) -> Tensor:
         """The last estimate of x0 of the first candidate of each source (batch, target, D)."""
-        levels = self.ours.generator.levels
-        state = initial_state(self.noise(START), levels[0])
         with patch.object(Packing, "of", Packing.padded):
-            for index, (t, s) in enumerate(zip(levels, levels[1:])):
-                state = ddpm_step(self.denoise, state, s, t, lambda draw=index + 1: self.noise(START + draw))
+            run(ddpm_step, self.denoise, self.ours.generator.levels, self.noise)
         return self.estimate[:, : self.work.target]
 
     def noise(self, draw: int) -> Tensor:

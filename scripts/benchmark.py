@@ -126,7 +126,7 @@ class Bench:
             ms_per_candidate_step=1e3 * step / work.batch, peak_mb=memory.megabytes(),
             sentences_per_s=work.batch / (step * work.candidates * work.steps),
             peak=flops_of(system.x0) / (checked.steps * step) / self.peaks["fp32"],
-            difference=float((Ours(model, checked).x0()[:: work.candidates] - system.x0()).abs().max()),
+            difference=float((system.ours.x0()[:: work.candidates] - system.x0()).abs().max()),
         )
 
     def transformer(self, shape: str, model, dtype: str, work: Work) -> Dict:
@@ -142,13 +142,13 @@ class Bench:
     def shapes(self, names) -> None:
         """Ours against the published structure, in fp32 and in the fastest dtype."""
         batch = self.arguments.batch
-        model = self.genie("fp32")
+        models = {dtype: self.genie(dtype) for dtype in ("fp32", self.fastest)}
         for name in names:
             source, target, candidates = SHAPES[name]
             work = self.work(batch, source, target, candidates)
-            slow = self.published(name, model, work)["ms_per_candidate_step"]
-            for dtype in dict.fromkeys(("fp32", self.fastest)):
-                row = self.ours(name, model if dtype == "fp32" else self.genie(dtype), dtype, work)
+            slow = self.published(name, models["fp32"], work)["ms_per_candidate_step"]
+            for dtype, model in models.items():
+                row = self.ours(name, model, dtype, work)
                 row["faster"] = slow / row["ms_per_candidate_step"]
 
     def candidates_cost(self) -> None:

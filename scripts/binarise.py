@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 import sentencepiece
-from _data import DataError, run, utf8_lines
+from _data import MASK, DataError, run, utf8_lines
 from tqdm import tqdm
 
 SPLITS, SIDES = ("train", "valid", "test"), ("src", "tgt")
-MASK = "<mask>"  # what continuous paragraph denoise puts in the place of a paragraph
 LINES_AT_ONCE = 10000
 SAMPLE = 2_000_000  # lines that subwords are learned from, at most
 

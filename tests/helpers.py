@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,13 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
 import diffusion_fairseq
+from diffusion_fairseq.diffusion.sampling import sample
+from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.presets import GENIE
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+from diffusion_fairseq.text.embedding import clamp_to_tokens
 
 PACKAGE = Path(diffusion_fairseq.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -56,6 +60,20 @@ def make_sample(dictionary: Dictionary, lengths, seed: int = 0, width: int = 0):
 
 def make_task(dictionary: Dictionary) -> SimpleNamespace:
     return SimpleNamespace(target_dictionary=dictionary, source_dictionary=dictionary, serves_diffusion=True)
+
+
+def clamped_sampling(model, memory, given):
+    """The states of clamped ancestral sampling, variance beta, over the last levels: from a reference file's own
+    start and noises."""
+    start = len(given["noises"]) - 1
+    levels = [model.schedule.at(torch.tensor(t)) for t in range(start, -2, -1)]
+
+    def denoise(xt, t, previous):
+        return clamp_to_tokens(model.denoise(xt, t, memory), model.embedding.weight)
+
+    state = SamplerState(given[f"x{start}"], None, levels[0])
+    with torch.no_grad():
+        return list(sample(partial(ddpm_step, variance="beta"), denoise, state, levels, lambda i: given["noises"][i]))
 
 
 def run_module(command: str, *arguments, cwd=None, stdin=None, check=True, plugin=True, env=None):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from helpers import REPOSITORY, run_module
+from helpers import REPOSITORY, clamped_sampling, run_module
 from hostile import pickled_calls
 from omegaconf import OmegaConf
 
@@ -103,16 +103,7 @@ def test_converted_forward_equals_the_released_one(loaded, reference):
 def test_converted_sampling_equals_the_released_one(loaded, reference):
     model, _ = loaded
     given = reference["sampling"]
-    start = len(given["noises"]) - 1
-    levels = [model.schedule.at(torch.tensor(t)) for t in range(start, -2, -1)]
-    memory = reference_memory(loaded, reference)
-
-    def denoise(xt, t, previous):
-        return clamp_to_tokens(model.denoise(xt, t, memory), model.embedding.weight)
-
-    state = SamplerState(given[f"x{start}"], None, levels[0])
-    with torch.no_grad():
-        states = list(sample(partial(ddpm_step, variance="beta"), denoise, state, levels, lambda i: given["noises"][i]))
+    states = clamped_sampling(model, reference_memory(loaded, reference), given)
     assert len(states) == len(given["trajectory"])
     for state, theirs in zip(states, given["trajectory"]):
         torch.testing.assert_close(state.xt, theirs, **CLOSE)

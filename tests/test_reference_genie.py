@@ -5,21 +5,18 @@ the same layout, at other widths, is read from DIFFUSION_FAIRSEQ_GENIE_REFERENCE
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import clamped_sampling
 from omegaconf import OmegaConf
 
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
-from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.schedules import build_schedule
-from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.published_genie import from_published
-from diffusion_fairseq.text.embedding import clamp_to_tokens
 
 OWN_FILE = Path(__file__).parent / "data/genie_reference_tiny.pt"
 FILE = Path(os.environ.get("DIFFUSION_FAIRSEQ_GENIE_REFERENCE") or OWN_FILE)
@@ -101,16 +98,7 @@ def test_genie_reference_sampling_trajectory(model, reference):
     """Clamped ancestral sampling with variance beta_t over the last levels of the schedule."""
     given = reference["sampling"]
     assert given["clamped"] is True
-    start = len(given["noises"]) - 1
-    levels = [model.schedule.at(torch.tensor(t)) for t in range(start, -2, -1)]
-    memory = memory_of(model, reference)
-
-    def denoise(xt, t, previous):
-        return clamp_to_tokens(model.denoise(xt, t, memory), model.embedding.weight)
-
-    state = SamplerState(given[f"x{start}"], None, levels[0])
-    with torch.no_grad():
-        states = list(sample(partial(ddpm_step, variance="beta"), denoise, state, levels, lambda i: given["noises"][i]))
+    states = clamped_sampling(model, memory_of(model, reference), given)
     assert len(states) == len(given["trajectory"])
     for ours, theirs in zip(states, given["trajectory"]):
         torch.testing.assert_close(ours.xt, theirs, **CLOSE)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Sum over positions of the squared error, averaged over the latent width."""
-    return (((target - pred) ** 2).mean(dim=-1) * mask).sum(dim=-1)
+    return weighted_sum(((target - pred) ** 2).mean(dim=-1), mask)
 
 
 def weighted_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -19,4 +19,4 @@ def weighted_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 def prior_term(x0: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
     """The part of the prior's KL that depends on x_0: mean of (alpha_T x_0)^2, the published tT term."""
-    return ((alpha.to(x0.dtype) * x0).square().mean(dim=-1) * mask).sum(dim=-1)
+    return weighted_sum((alpha.to(x0.dtype) * x0).square().mean(dim=-1), mask)
