@@ -16,12 +16,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple
 
 import torch
+from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, flat, run
 from tqdm import tqdm
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Recipe(NamedTuple):
@@ -57,14 +56,6 @@ GENERATE = {"--diffusion-steps": "20", "--batch-size": "128", "--scoring": "roug
 GENERATE_FLAGS = ["--clamping"]
 
 
-# Threads that wait for one another spin a short while only: spinning long, they starve when the cores are shared.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", **os.environ}
-
-
-class CommandFailed(RuntimeError):
-    """A command of the recipe ended badly; the message names its log."""
-
-
 def show(step: str) -> None:
     print(f"\n[quickstart] {step}", flush=True)
 
@@ -72,34 +63,7 @@ def show(step: str) -> None:
 def command(name: str, *arguments: str) -> List[str]:
     """A fairseq command of this environment, shown as a user would type it."""
     print("  $ " + shlex.join([name, *arguments]), flush=True)
-    return [str(Path(sys.executable).parent / name), *arguments]
-
-
-def flat(options: Dict[str, str]) -> List[str]:
-    return [word for pair in options.items() for word in pair]
-
-
-def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line: None, mode: str = "w") -> None:
-    """Run a command with its output in `log`; `follow` sees every line, for a progress bar.
-
-    Raises:
-        CommandFailed: it ended with another status than 0.
-    """
-    with log.open(mode, encoding="utf-8") as kept:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                                   cwd=REPOSITORY, env=ENVIRONMENT)
-        try:
-            for line in process.stdout:
-                kept.write(line)
-                follow(line)
-        except BaseException:
-            process.terminate()
-            raise
-        status = process.wait()
-    if status:
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise CommandFailed(f"a command ended with status {status}: {said[-1] if said else 'it said nothing'} "
-                            f"(all it said: {log})")
+    return fairseq(name, *arguments)
 
 
 def prepare(recipe: Recipe, work: Path) -> Path:
@@ -124,7 +88,7 @@ def device_flags() -> List[str]:
 
 
 def training_command(recipe: Recipe, binary: Path, folder: Path, *more: str) -> List[str]:
-    return command("fairseq-train", str(binary), "--user-dir", str(REPOSITORY / "diffusion_fairseq"),
+    return command("fairseq-train", str(binary), "--user-dir", str(USER_DIR),
                    "--task", "seq2seq_diffusion", *flat(recipe.task), *flat(TRAIN), *flat(recipe.train), *TRAIN_FLAGS,
                    "--save-dir", str(folder), *device_flags(), *more)
 
@@ -175,7 +139,7 @@ def generate(recipe: Recipe, binary: Path, work: Path, checkpoint: Path, output:
         print(f"  already there: {output}")
         return output
     unfinished = output.with_suffix(".partial")
-    words = command("fairseq-generate", str(binary), "--user-dir", str(REPOSITORY / "diffusion_fairseq"),
+    words = command("fairseq-generate", str(binary), "--user-dir", str(USER_DIR),
                     "--task", "seq2seq_diffusion", *flat(recipe.task), "--path", str(checkpoint), "--gen-subset",
                     "test", "--bpe", "sentencepiece", "--sentencepiece-model", str(work / "sentencepiece.model"),
                     *flat(GENERATE), *GENERATE_FLAGS, *device_flags())

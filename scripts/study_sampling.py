@@ -2,6 +2,8 @@
 
     python scripts/study_sampling.py data-bin --path checkpoint.pt --bpe-model sentencepiece.model --output study
     python scripts/study_sampling.py data-bin --path checkpoint.pt --solvers ddim,heun --grids uniform --steps 5,20
+    python scripts/study_sampling.py data-bin --path checkpoint.pt --solvers ddpm --grids uniform --clamping on \
+        --steps 100,250,500,1000,2000 --published-stride       # GENIE's study of the interval between steps
 
 Writes study.json (every measurement), study.txt (the table and the recommended setting: the fastest whose ROUGE-L
 reaches a share of the best one's) and study.png. Choose on --subset valid, and report on test. Interrupted, it goes on
@@ -10,7 +12,6 @@ where it was: settings that study.json holds are not measured again.
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import torch
+from _study import numbers, read_rows, write_rows
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -97,7 +99,8 @@ def measure(study: Study, **options) -> Dict[str, float]:
 def name_of(setting: Dict) -> str:
     patience = setting["exit_patience"]
     return (f"{setting['solver']} {setting['sampling_grid']} {setting['diffusion_steps']}"
-            + (" clamped" if setting["clamping"] else "") + (f" patience {patience}" if patience else ""))
+            + (" clamped" if setting["clamping"] else "") + (f" patience {patience}" if patience else "")
+            + (" published stride" if setting["stride_as_published"] else ""))
 
 
 def settings_of(arguments: argparse.Namespace) -> List[Dict]:
@@ -108,21 +111,22 @@ def settings_of(arguments: argparse.Namespace) -> List[Dict]:
             arguments.solvers, arguments.grids, clampings, arguments.steps, arguments.patience):
         steps = max(1, steps // 2) if solver == "heun" else steps
         found.append({"solver": solver, "sampling_grid": grid, "diffusion_steps": steps, "clamping": clamping,
-                      "exit_patience": patience or None})
+                      "exit_patience": patience or None, "stride_as_published": False})
+    if arguments.published_stride:
+        found += [{**setting, "stride_as_published": True} for setting in found
+                  if setting["solver"] == "ddpm" and setting["sampling_grid"] == "uniform"]
     return found
 
 
 def run(study: Study, arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
     """Measure what the file does not hold yet, over all seeds; the file is rewritten after each setting."""
-    rows = json.loads(file.read_text()) if file.exists() else {}
+    rows = read_rows(file)
     wanted = [setting for setting in settings_of(arguments) if name_of(setting) not in rows]
     for setting in tqdm(wanted, unit=" settings"):
         seeds = [measure(study, **setting, seed=seed) for seed in range(1, arguments.seeds + 1)]
         mean = {column: sum(found[column] for found in seeds) / len(seeds) for column in COLUMNS}
         rows[name_of(setting)] = {**setting, **mean, "seeds": seeds}
-        unfinished = file.with_suffix(".partial")
-        unfinished.write_text(json.dumps(rows, indent=1))
-        unfinished.replace(file)
+        write_rows(file, rows)
     return rows
 
 
@@ -136,7 +140,8 @@ def command_line(row: Dict) -> str:
     """The options of a setting as fairseq-generate takes them."""
     words = ["--solver", row["solver"], "--sampling-grid", row["sampling_grid"], "--diffusion-steps",
              str(row["diffusion_steps"])] + (["--clamping"] if row["clamping"] else [])
-    return " ".join(words + (["--exit-patience", str(row["exit_patience"])] if row["exit_patience"] else []))
+    words += ["--exit-patience", str(row["exit_patience"])] if row["exit_patience"] else []
+    return " ".join(words + (["--stride-as-published"] if row["stride_as_published"] else []))
 
 
 def plot(rows: Dict[str, Dict], file: Path) -> None:
@@ -147,7 +152,8 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
     curves: Dict[str, List[Dict]] = {}
     for row in rows.values():
         label = f"{row['solver']} {row['sampling_grid']}" + (" clamped" if row["clamping"] else "")
-        curves.setdefault(label + (f" patience {row['exit_patience']}" if row["exit_patience"] else ""), []).append(row)
+        label += f" patience {row['exit_patience']}" if row["exit_patience"] else ""
+        curves.setdefault(label + (" published stride" if row["stride_as_published"] else ""), []).append(row)
     for axis, key in zip(axes, ("mean steps", "seconds")):
         for number, (label, points) in enumerate(curves.items()):
             points = sorted(points, key=lambda row: row[key])
@@ -170,10 +176,6 @@ def listed(known) -> callable:
     return parse
 
 
-def numbers(text: str) -> List[int]:
-    return [int(word) for word in text.split(",")]
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that fairseq-preprocess made")
@@ -187,6 +189,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clamping", choices=("both", "on", "off"), default="both", help="default: both")
     parser.add_argument("--patience", type=numbers, default=[0], metavar="N,M",
                         help="patiences of early exit to try; 0 is none (default: 0)")
+    parser.add_argument("--published-stride", action="store_true",
+                        help="also the released GENIE's stride, for ddpm on a uniform grid")
     parser.add_argument("--seeds", type=int, default=1, help="runs that are averaged (default: 1)")
     parser.add_argument("--share", type=float, default=0.99, help="of the best ROUGE-L that is good enough (0.99)")
     parser.add_argument("--batch-size", type=int, default=128, help="sentences at a time (default: 128)")

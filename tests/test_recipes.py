@@ -95,5 +95,12 @@ def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(tmp_path, ver
     assert done.returncode == 0, done.stderr[-2000:]
     done = recipe("baselines", "generate", work, system, work, "--cpu", "--max-len-b", 10)
     assert done.returncode == 0 and f"\n{system} " in done.stdout, done.stderr[-2000:]
+    if system == "transformer":
+        ids = [f"S-{i}\tx\nH-{i}\t-1\tx\nD-{i}\t-1\tx\nH-{i}\t-2\ty\nD-{i}\t-2\ty\n" for i in range(24)]
+        (work / "generated.txt").write_text("".join(ids))
+        done = recipe("baselines", "diversity", work, work, "--cpu", "--max-len-b", 10)
+        assert done.returncode == 0, done.stderr[-2000:]
+        for way in ("beam", "diverse", "sampling"):
+            assert f"transformer, {way}: mean over 2 candidates" in done.stdout
     unknown = recipe("baselines", "train", work, "bart", work)
     assert unknown.returncode == 1 and "transformer|nat|inat|cmlm" in unknown.stderr

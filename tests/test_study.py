@@ -1,4 +1,4 @@
-"""The study of sampling settings, on a tiny model."""
+"""The studies, on tiny models and made-up candidates."""
 
 import json
 import subprocess
@@ -8,24 +8,72 @@ import pytest
 from helpers import REPOSITORY
 from test_cli import MODEL, TRAIN, preprocess, run_module, write_pairs
 
-pytestmark = pytest.mark.slow
+from diffusion_fairseq.errors import UserError
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import study_candidates  # noqa: E402, I001
 
 
+def run_script(name, *arguments, check=True):
+    words = [sys.executable, str(REPOSITORY / "scripts" / name), *map(str, arguments)]
+    return subprocess.run(words, check=check, capture_output=True, text=True)
+
+
+@pytest.mark.slow
 def test_study_measures_every_setting_once_and_recommends_one(tmp_path):
     for split, count, seed in (("train", 60, 1), ("valid", 10, 2)):
         write_pairs(tmp_path, split, count, seed)
     preprocess(tmp_path, tmp_path / "bin", "valid")
     run_module("train", tmp_path / "bin", *TRAIN, "--save-dir", tmp_path, "--max-update", "3", "--disable-validation")
-    command = [sys.executable, REPOSITORY / "scripts/study_sampling.py", tmp_path / "bin", "--path",
-               tmp_path / "checkpoint_last.pt", "--output", tmp_path / "study", "--solvers", "ddim,heun", "--grids",
-               "uniform", "--clamping", "off", *MODEL[2:]]
-    subprocess.run([*command, "--steps", "2"], check=True, capture_output=True)
+    command = ["study_sampling.py", tmp_path / "bin", "--path", tmp_path / "checkpoint_last.pt", "--output",
+               tmp_path / "study", "--grids", "uniform", "--clamping", "off", *MODEL[2:], "--solvers"]
+    run_script(*command, "ddim,heun", "--steps", "2")
     first = json.loads((tmp_path / "study.json").read_text())
     assert set(first) == {"ddim uniform 2", "heun uniform 1"}
-    done = subprocess.run([*command, "--steps", "2,4", "--patience", "0,1"], check=True, capture_output=True, text=True)
+    done = run_script(*command, "ddim,heun", "--steps", "2,4", "--patience", "0,1")
     rows = json.loads((tmp_path / "study.json").read_text())
     assert len(rows) == 8 and all(rows[name] == first[name] for name in first)
     assert all(0 <= row["rougeL"] <= 100 and row["seconds"] > 0 for row in rows.values())
     assert "recommended: --solver" in done.stdout and (tmp_path / "study.png").stat().st_size > 10000
-    bad = subprocess.run([*command, "--solvers", "magic"], capture_output=True, text=True)
+    run_script(*command, "ddpm", "--steps", "2", "--published-stride")
+    assert "ddpm uniform 2 published stride" in json.loads((tmp_path / "study.json").read_text())
+    bad = run_script(*command, "magic", check=False)
     assert bad.returncode == 2 and "'magic' is unknown" in bad.stderr
+
+
+REFERENCES = ["a b c d", "e f g h"]
+
+
+def test_candidates_are_chosen_by_score_mbr_and_oracle(tmp_path):
+    wrong, near = ["x y", "x y"], ["a b c q", "e f g q"]
+    outputs = study_candidates.Outputs([wrong, near, near, REFERENCES])
+    rows = study_candidates.study(outputs, REFERENCES, [1, 4], draws=3, seed=1)
+    assert rows["4 model score"]["rougeL"] == 0 and rows["4 oracle"]["rougeL"] == 100
+    assert rows["4 MBR"]["rougeL"] == pytest.approx(75) and rows["4 mean"]["rougeL"] == pytest.approx(62.5)
+    assert len({rows[f"1 {kind}"]["rougeL"] for kind in study_candidates.SELECTIONS}) == 1
+    study_candidates.plot(rows, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10000
+
+
+def test_a_number_of_candidates_that_was_not_generated_is_refused():
+    with pytest.raises(UserError, match=r"--numbers 1,5: the file has 1 candidate"):
+        study_candidates.study(study_candidates.Outputs([REFERENCES]), REFERENCES, [1, 5], draws=1, seed=1)
+
+
+@pytest.mark.slow
+def test_pretraining_study_continues_and_scores_every_start(tmp_path):
+    (tmp_path / "text").mkdir()
+    for split, count, seed in (("train", 60, 1), ("valid", 10, 2), ("test", 8, 3)):
+        write_pairs(tmp_path / "text", split, count, seed)
+    run_script("binarise.py", tmp_path, "--vocabulary", "40", "--workers", "1")
+    train = [*TRAIN[TRAIN.index("--arch"):], "--max-update", "3", "--eval-rouge-steps", "2"]
+    command = ["study_pretraining.py", tmp_path, "--seeds", "1", "--steps", "2", "--candidates", "2"]
+    run_script(*command, "--output", tmp_path / "first", "--", *train)
+    start = tmp_path / "first" / "0-seed1" / "checkpoint_last.pt"
+    again = run_script(*command, "--output", tmp_path / "first", "--checkpoint", f"3={start}", "--", *train)
+    rows = json.loads((tmp_path / "first" / "study.json").read_text())
+    assert set(rows) == {"0-seed1", "3-seed1"}
+    assert rows["0-seed1"]["scores"]["model"] != rows["3-seed1"]["scores"]["model"]
+    assert "3 updates: MBR by ROUGE-L" in again.stdout and (tmp_path / "first" / "study.png").stat().st_size > 10000
+    bad = run_script(*command, "--output", tmp_path, "--checkpoint", "3=nowhere.pt", "--", *train, check=False)
+    assert bad.returncode == 1 and bad.stderr.strip().endswith("error: no checkpoint nowhere.pt")

@@ -1,0 +1,201 @@
+"""Quality after fine-tuning against updates of pre-training, with as much fine-tuning for each: table and curves.
+
+    python scripts/study_pretraining.py runs/debsum --checkpoint 2000=ck/checkpoint_1_2000.pt \\
+        --checkpoint 8000=ck/checkpoint_4_8000.pt --seeds 3 --output runs/study -- \\
+        --arch genie_small --share-embeddings --criterion diffusion_vlb --optimizer adam --lr 1e-3 --max-update 4000
+
+The first folder is one that scripts/binarise.py made, with the subwords and the dictionary of the pre-training. What
+stands after -- goes to every fairseq-train; 0 updates (no pre-training) are always among the starts. Writes
+study.json, study.txt and study.png into --output. Interrupted, it goes on where it was, in the middle of a training.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, run
+from _evaluation import evaluate
+from _generated import read_generated, read_lines
+from _study import read_rows, write_rows
+from plot_losses import read_series
+from tqdm import tqdm
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.metrics.report import text_table
+
+MODEL = "model"
+MEASURES = ("rouge1", "rouge2", "rougeL", "bleu")
+CURVES = {"rouge_l": "ROUGE-L of the validation set's first sentences", "mse": "validation mse"}
+
+
+class Start(NamedTuple):
+    """Where fine-tuning starts: after so many updates of pre-training, from a file (None: random weights)."""
+
+    updates: int
+    file: Optional[Path]
+
+
+def start(text: str) -> Start:
+    updates, equals, file = text.partition("=")
+    if not (equals and file and updates.isdigit() and int(updates)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not UPDATES=FILE, such as 2000=checkpoint_1_2000.pt")
+    return Start(int(updates), Path(file))
+
+
+def fine_tune(work: Path, origin: Start, seed: int, folder: Path, options: List[str]) -> Path:
+    """The averaged weights of one training; validation writes and scores some sentences."""
+    averaged = folder / "averaged.pt"
+    if averaged.exists():
+        return averaged
+    folder.mkdir(parents=True, exist_ok=True)
+    words = fairseq("fairseq-train", work / "data-bin", "--user-dir", USER_DIR, "--task", "seq2seq_diffusion",
+                    "--save-dir", folder, "--seed", seed, "--store-ema", "--ema-fp32", "--eval-rouge",
+                    "--no-epoch-checkpoints", "--log-format", "json", *common(), *options)
+    words += [] if origin.file is None else ["--finetune-from-model", str(origin.file)]
+    run(words, folder / "train.log", mode="a")
+    run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"), "--ema",
+         str(folder / "checkpoint_last.pt"), "--output", str(averaged)], folder / "export.log")
+    return averaged
+
+
+def common() -> List[str]:
+    return [] if torch.cuda.is_available() else ["--cpu"]
+
+
+def score(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> Dict[str, Dict[str, float]]:
+    """The rows of evaluate.py for one model: by model score, mean, MBR, oracle, and the copied source."""
+    folder = checkpoint.parent
+    output = folder / "generated.txt"
+    words = fairseq("fairseq-generate", work / "data-bin", "--user-dir", USER_DIR, "--task", "seq2seq_diffusion",
+                    "--path", checkpoint, "--gen-subset", arguments.subset, "--bpe", "sentencepiece",
+                    "--sentencepiece-model", arguments.bpe_model or work / "sentencepiece.model", "--diffusion-steps",
+                    arguments.steps, "--clamping", "--candidates", arguments.candidates, "--nbest",
+                    arguments.candidates, "--batch-size", arguments.batch_size, *common())
+    run(words, output)
+    text = work / "text" / arguments.subset
+    return evaluate(read_generated([output]), read_lines(f"{text}.tgt"), read_lines(f"{text}.src"), name=MODEL,
+                    utilities=("rougeL",) if arguments.candidates > 1 else ()).rows
+
+
+def measure(arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
+    """A row for each start and seed, {"updates", "seed", "scores"}; kept in the file as soon as it is known."""
+    rows = read_rows(file)
+    starts = [Start(0, None), *sorted(arguments.checkpoint)]
+    runs = [(origin, seed) for seed in range(1, arguments.seeds + 1) for origin in starts]
+    for origin, seed in tqdm(runs, unit=" trainings"):
+        name = f"{origin.updates}-seed{seed}"
+        if name not in rows:
+            averaged = fine_tune(arguments.work, origin, seed, arguments.output / name, arguments.train)
+            rows[name] = {"updates": origin.updates, "seed": seed,
+                          "scores": score(arguments.work, averaged, arguments)}
+            write_rows(file, rows)
+    return rows
+
+
+def table(rows: Dict[str, Dict]) -> str:
+    """Each start and each way to choose a candidate: the mean over seeds, and every seed's ROUGE-L."""
+    found: Dict[str, Dict] = {}
+    for name in next(iter(rows.values()))["scores"]:
+        if not name.startswith(MODEL):
+            continue
+        for updates in sorted({row["updates"] for row in rows.values()}):
+            seeds = [row["scores"][name] for row in rows.values() if row["updates"] == updates]
+            line = {key: sum(one[key] for one in seeds) / len(seeds) for key in MEASURES}
+            line["rougeL of each seed"] = " ".join(f"{one['rougeL']:.2f}" for one in seeds)
+            found[f"{updates} updates{name.removeprefix(MODEL)}"] = line
+    return text_table(found, [*MEASURES, "rougeL of each seed"], digits=2)
+
+
+def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
+    """What validation has measured while a model was trained."""
+    series = read_series([str(folder / "train.log")])
+    return {name: series.get(name, {}).get("valid", []) for name in CURVES}
+
+
+def plot(rows: Dict[str, Dict], output: Path, file: Path) -> None:
+    """Validation over fine-tuning, a line a training; and the test set's score over updates of pre-training."""
+    from matplotlib import colormaps, pyplot
+
+    figure, axes = pyplot.subplots(1, len(CURVES) + 1, figsize=(15, 4.5), layout="constrained")
+    updates = sorted({row["updates"] for row in rows.values()})
+    for place, count in enumerate(updates):
+        colour = colormaps["viridis"](0.85 * place / max(1, len(updates) - 1))
+        for name, row in rows.items():
+            for axis, points in zip(axes, curves(output / name).values()) if row["updates"] == count else ():
+                if points:
+                    axis.plot(*zip(*points), color=colour, label=f"{count} updates of pre-training")
+    for axis, title in zip(axes, CURVES.values()):
+        axis.set(xlabel="updates of fine-tuning", title=title)
+        axis.grid(alpha=0.3)
+    for name in next(iter(rows.values()))["scores"]:
+        if name.startswith(MODEL):
+            points = [(row["updates"], row["scores"][name]["rougeL"]) for row in rows.values()]
+            label = name.removeprefix(MODEL).removeprefix(": ") or "model score"
+            axes[-1].plot(*zip(*sorted(points)), "o", label=label)
+    axes[-1].set(xlabel="updates of pre-training", title="ROUGE-L after fine-tuning, each seed")
+    axes[-1].grid(alpha=0.3)
+    axes[-1].legend(fontsize=8)
+    lines = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+    if lines:
+        axes[0].legend(lines.values(), lines.keys(), fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    own, train = sys.argv[1:], []
+    if "--" in own:
+        place = own.index("--")
+        own, train = own[:place], own[place + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="DIR", help="folder with text/ and data-bin/, by binarise.py")
+    parser.add_argument("--checkpoint", type=start, action="append", default=[], metavar="UPDATES=FILE",
+                        help="a start: a checkpoint after so many updates of pre-training; repeatable")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings from each start (default: 3)")
+    parser.add_argument("--subset", default="test", help="split to score (default: test)")
+    parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
+    parser.add_argument("--steps", type=int, default=20, help="reverse steps, clamped (default: 20)")
+    parser.add_argument("--candidates", type=int, default=10, help="of each sentence (default: 10)")
+    parser.add_argument("--batch-size", type=int, default=64, help="sentences generated at a time (default: 64)")
+    arguments = parser.parse_args(own)
+    arguments.train = train
+    if not train:
+        parser.error("no options of fairseq-train: give them after --")
+    if len({origin.updates for origin in arguments.checkpoint}) < len(arguments.checkpoint):
+        parser.error("two --checkpoint options have the same number of updates")
+    if arguments.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    for folder in (arguments.work / "data-bin", arguments.work / "text"):
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: make it with scripts/binarise.py")
+    for origin in arguments.checkpoint:
+        if not origin.file.is_file():
+            raise UserError(f"no checkpoint {origin.file}")
+    arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
+    arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows = measure(arguments, arguments.output / "study.json")
+    copied = next(iter(rows.values()))["scores"]["copy of the source"]
+    said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.seeds} seed(s); ROUGE "
+            f"F1 x 100; MBR by ROUGE-L, the oracle reads the reference\ncopy of the source: "
+            f"{json.dumps({key: round(copied[key], 2) for key in MEASURES})}\n")
+    (arguments.output / "study.txt").write_text(said, encoding="utf-8")
+    print(said)
+    plot(rows, arguments.output, arguments.output / "study.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, CommandFailed, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
