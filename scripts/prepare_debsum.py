@@ -10,9 +10,6 @@ neither root nor any package, and leaves the system's apt alone. Standard librar
 import argparse
 import hashlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 import _debsum
+from _apt import Apt
 from _data import DataError, progress, read_compressed, run, sha256, utf8_lines, write_files
 from _debsum import Package, Pair
 
@@ -29,47 +27,12 @@ REPORT = "debsum.json"
 Pins = dict[str, tuple[str, str]]       # {package: (split, first digits of its Description-md5)}
 MIRROR_HINT = "put a mirror's Packages.xz and Translation-en.xz into a folder and name it with --indexes"
 
-# Read with -c, after the machine's own settings: proxies and keys stay, lists and hooks of the system do not.
-APT_SETTINGS = """
-#clear Acquire::Languages;
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-Acquire::Languages "en";
-Acquire::GzipIndexes "false";
-Acquire::Retries "3";
-APT::Update::Error-Mode "any";
-Dir::State "{folder}";
-Dir::State::lists "{folder}/lists";
-Dir::State::status "/dev/null";
-Dir::Cache "{folder}/cache";
-"""
-
 
 # ---- indexes
 
-def apt(command: str, settings: Path, *options: str) -> str:
-    """The output of an apt-get command under the private settings; DataError with apt's first error."""
-    done = subprocess.run(["apt-get", "-c", str(settings), command, *options], capture_output=True, text=True,
-                          env={**os.environ, "LC_ALL": "C"})
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no message"]
-        raise DataError(f"apt-get {command}: {errors[0]}; check the network and apt's sources, "
-                        f"or {MIRROR_HINT}")
-    return done.stdout
-
-
 def fetch_indexes(folder: Path) -> tuple[list[Path], list[Path]]:
     """Fetch the indexes of apt's sources into folder: (Packages files, Translation-en files)."""
-    if shutil.which("apt-get") is None:
-        raise DataError(f"there is no apt-get on this machine; {MIRROR_HINT}")
-    folder.chmod(0o755)                 # apt, started by root, downloads as another user
-    for name in ("lists/partial", "cache"):
-        (folder / name).mkdir(parents=True)
-    settings = folder / "apt.conf"
-    settings.write_text(APT_SETTINGS.format(folder=folder), encoding="utf-8")
-    apt("update", settings, "-qq")
-    listed = apt("indextargets", settings, "--format", "$(CREATED_BY)|$(CODENAME)|$(FILENAME)")
+    listed = Apt(folder, "en", MIRROR_HINT).get("indextargets", "--format", "$(CREATED_BY)|$(CODENAME)|$(FILENAME)")
     found: dict[str, list[Path]] = {"Packages": [], "Translations": []}
     for kind, codename, name in (line.split("|", 2) for line in listed.splitlines()):
         # "bookworm-updates", "bookworm-security" and "-backports" repeat packages of the release.
