@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
+from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.base import DiffusionModel, Encoded, Memory
+from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
+from diffusion_fairseq.models.condition import Condition
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig, check_sampling
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
@@ -37,7 +39,7 @@ class Rows(NamedTuple):
     memory of the B sources; lengths (R,); keys (R,) the noise streams; packing of the positions that are generated.
     """
 
-    memory: Memory
+    memory: Condition
     lengths: Tensor
     keys: Tensor
     packing: Packing
@@ -47,7 +49,7 @@ class Rows(NamedTuple):
         return self.packing.shape[1]
 
     @classmethod
-    def of(cls, memory: Memory, lengths: Tensor, keys: Tensor) -> "Rows":
+    def of(cls, memory: Condition, lengths: Tensor, keys: Tensor) -> "Rows":
         """Rows as wide as the longest of them needs."""
         return cls(memory, lengths, keys, Packing.of(lengths_to_mask(lengths, aligned(int(lengths.max())))))
 
@@ -86,25 +88,32 @@ class Denoiser:
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
         self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
+        # The noise with which given tokens enter at the level of the others: one draw for all steps.
+        self.given_noise = self.noise(START) if model.noises_given else None
 
     def __call__(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
         # Filled, not copied: a copy from the host would wait for the device.
         time = torch.full((1,), t.item(), dtype=t.dtype, device=xt.device)
-        self.estimate = self.model.denoise(xt, time, self.rows.memory, self.rows.packing, self.estimate)
+        memory = self.rows.memory
+        if self.given_noise is not None:
+            given = memory.values(*xt.shape[:2])
+            xt = memory.impose(xt, q_sample(given, self.model.schedule.at(time).cut(xt.size(1)), self.given_noise))
+        self.estimate = self.model.denoise(xt, time, memory, self.rows.packing, self.estimate)
         if self.clamping_from is None or t > self.clamping_from:
             return self.estimate
         packing = self.rows.packing
         tokens = self.nearest(packing.pack(self.estimate))
-        self.clamped = packing.unpack(self.nearest.embedding[tokens])
+        self.clamped = memory.impose(packing.unpack(self.nearest.embedding[tokens]))
         self.clamped_tokens = packing.unpack(tokens)
         return self.clamped
 
     def tokens(self, x0: Tensor) -> Tensor:
         """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
         estimate that was clamped last."""
-        if x0 is self.clamped:
-            return self.clamped_tokens
-        return self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
+        tokens = self.clamped_tokens
+        if x0 is not self.clamped:
+            tokens = self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
+        return self.rows.memory.impose_tokens(tokens)
 
     def noise(self, counter: int) -> Tensor:
         """Draw number `counter` of every row's noise stream (R, L, D)."""
@@ -154,7 +163,9 @@ class DiffusionGenerator:
         # Padding is a token only where the model generates it.
         self.forbidden = torch.zeros(len(dictionary), dtype=torch.bool)
         self.forbidden[dictionary.bos()] = True
-        self.forbidden[dictionary.pad()] = model.length_model == "predicted"
+        self.forbidden[dictionary.pad()] = model.length_model not in PADDING_MODELLED
+        if model.mask is not None:
+            self.forbidden[model.mask] = True
 
     def _levels(self) -> List:
         """The levels from the noisiest to the clean one."""
@@ -188,8 +199,9 @@ class DiffusionGenerator:
         width = src_tokens.size(1)
         src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
         found: Dict[int, List[Dict[str, Any]]] = {}
-        for sources, rows in self.buckets(self.model.encode(src_tokens), src_tokens):
-            hypotheses = self._hypotheses(self._denoise(rows), rows.lengths)
+        encoded = self.model.encode(src_tokens)
+        for sources, rows in self.buckets(encoded, src_tokens, sample.get("id") if self.model.numbered else None):
+            hypotheses = self._hypotheses(self._denoise(rows), rows)
             for place, source in enumerate(sources):
                 group = hypotheses[place * self.per_source : (place + 1) * self.per_source]
                 found[source] = sorted(group, key=lambda hypothesis: -hypothesis["score"])
@@ -219,12 +231,13 @@ class DiffusionGenerator:
         watched = patience is not None or self.retain_history
         drafts = Drafts.blank(rows, num_steps, self.dictionary.pad(), self.retain_history)
         denoise = self.denoiser(rows)
-        state = initial_state(denoise.noise(START), self.levels[0])
+        state = initial_state(denoise.noise(START), self.levels[0].cut(rows.width))
         live = Live.begin(len(rows.keys), rows.width, rows.keys.device)
         step = 0
         while step < num_steps:
             draws = partial(_draw, denoise, START + 1 + step)
-            for reached in reverse_process(self.step, denoise, state, self.levels[step:], draws):
+            levels = [level.cut(denoise.rows.width) for level in self.levels[step:]]
+            for reached in reverse_process(self.step, denoise, state, levels, draws):
                 state, step = reached, step + 1
                 if step < num_steps and not watched:
                     continue
@@ -264,14 +277,25 @@ class DiffusionGenerator:
         denoise.rows = rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
         denoise.clamped = None
         denoise.estimate = denoise.estimate[index, : rows.width]
-        state = state._replace(xt=state.xt[index, : rows.width], pred_x0=state.pred_x0[index, : rows.width])
+        if denoise.given_noise is not None:
+            denoise.given_noise = denoise.given_noise[index, : rows.width]
+        state = SamplerState(state.xt[index, : rows.width], state.pred_x0[index, : rows.width],
+                             state.level.cut(rows.width), state.pred_level.cut(rows.width))
         return state, live.select(index, rows.width)
 
-    def buckets(self, encoded: Encoded, src_tokens: Tensor) -> Iterator[Tuple[List[int], Rows]]:
-        """What is generated, every candidate at every length of the beam, by width: sources and their rows."""
+    def buckets(self, encoded: Condition, src_tokens: Tensor,
+                ids: Optional[Tensor] = None) -> Iterator[Tuple[List[int], Rows]]:
+        """What is generated, every candidate at every length of the beam, by width: sources and their rows.
+
+        Args:
+            ids: (B,) numbers by which equal sources get texts of their own; None: equal ones get equal texts.
+        """
         lengths = self._lengths(encoded)
         candidates = torch.arange(self.sampling.candidates, device=src_tokens.device)
-        keys = combine(sequence_keys(src_tokens, encoded.mask, self.sampling.seed)[:, None], candidates)
+        keys = sequence_keys(src_tokens, encoded.mask, self.sampling.seed)
+        if ids is not None:
+            keys = combine(keys, ids.to(keys.device))
+        keys = combine(keys[:, None], candidates)
         lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten(1)
         keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten(1)
         memory = self.model.memory(encoded)
@@ -282,9 +306,11 @@ class DiffusionGenerator:
             bucket = memory if len(sources) == len(widths) else memory.select(index)
             yield sources, Rows.of(bucket, lengths[index].flatten(), keys[index].flatten())
 
-    def _lengths(self, encoded: Encoded) -> Tensor:
+    def _lengths(self, encoded: Condition) -> Tensor:
         """The target lengths (B, length_beam) that are tried for each source."""
         source_lengths = encoded.mask.sum(dim=1)
+        if self.model.length_model == "given":
+            return source_lengths[:, None]
         limits = (self.max_len_a * source_lengths + self.max_len_b).long()
         limits = limits.clamp(1, self.model.max_target_positions)
         if self.model.length_model != "predicted":
@@ -294,26 +320,34 @@ class DiffusionGenerator:
         lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)
         return torch.minimum(lengths, limits[:, None])
 
-    def _hypotheses(self, drafts: Drafts, lengths: Tensor) -> List[Dict[str, Any]]:
-        """Cut each row at its end of sentence, on the host."""
+    def _hypotheses(self, drafts: Drafts, rows: Rows) -> List[Dict[str, Any]]:
+        """Cut each row at its end of sentence, on the host; never before a word that was given."""
         tokens, scores, steps = drafts.tokens.cpu(), drafts.scores.cpu(), drafts.steps.tolist()
         history = None if drafts.history is None else drafts.history.cpu()
+        given = rows.memory.given(*drafts.tokens.shape)
+        words = None if given is None else given.cpu() & ~self._ends(tokens)
         hypotheses = []
-        for row, length in enumerate(lengths.tolist()):
-            kept = self._kept(tokens[row, :length])
+        for row, length in enumerate(rows.lengths.tolist()):
+            least = 0 if words is None or not words[row].any() else int(words[row].nonzero().max()) + 1
+            kept = self._kept(tokens[row, :length], least)
             positional = scores[row, :kept].clone()
             past = [] if history is None else history[: steps[row], row, :length]
             hypotheses.append({
                 "tokens": self._ended(tokens[row, :kept]), "positional_scores": positional,
                 "score": float(positional.mean()), "attention": None, "alignment": None, "steps": steps[row],
-                "history": [{"tokens": self._ended(step[: self._kept(step)])} for step in past],
+                "history": [{"tokens": self._ended(step[: self._kept(step, least)])} for step in past],
             })
         return hypotheses
 
-    def _kept(self, tokens: Tensor) -> int:
-        """How many positions belong to the text: up to the first end of sentence or padding, that one included."""
-        ends = (tokens == self.dictionary.eos()) | (tokens == self.dictionary.pad())
-        return int(ends.int().argmax()) + 1 if ends.any() else len(tokens)
+    def _ends(self, tokens: Tensor) -> Tensor:
+        """Which tokens (...) are an end of sentence or padding."""
+        return (tokens == self.dictionary.eos()) | (tokens == self.dictionary.pad())
+
+    def _kept(self, tokens: Tensor, least: int) -> int:
+        """How many positions belong to the text: at least so many, and up to the next end of sentence or padding, that
+        one included."""
+        ends = self._ends(tokens[least:])
+        return least + int(ends.int().argmax()) + 1 if ends.any() else len(tokens)
 
     def _ended(self, tokens: Tensor) -> Tensor:
         """The tokens with an end of sentence in place of a padding that ends them."""
@@ -322,7 +356,7 @@ class DiffusionGenerator:
 
 def _one_level_step(step, schedule, denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise) -> SamplerState:
     """A step to the level just below t, whose result the next step takes for level s (the released GENIE)."""
-    return step(denoise, state, schedule.at(t.t - 1), t, noise)
+    return step(denoise, state, schedule.at(t.t - 1).cut(state.xt.size(1)), t, noise)
 
 
 def _draw(denoise: Denoiser, first: int, index: int) -> Tensor:

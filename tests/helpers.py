@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 import diffusion_fairseq
 from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
-from diffusion_fairseq.models.config import GenieConfig
+from diffusion_fairseq.models.config import DiffusionLMConfig, GenieConfig
+from diffusion_fairseq.models.diffusion_lm import DiffusionLMModel
 from diffusion_fairseq.models.genie import GenieModel
-from diffusion_fairseq.models.presets import GENIE
+from diffusion_fairseq.models.presets import DIFFUSION_LM, GENIE
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.text.embedding import clamp_to_tokens
 
@@ -37,6 +38,17 @@ def make_genie(dictionary: Dictionary, seed: int = 0, **options) -> GenieModel:
     sizes = dict(GENIE["genie_tiny"], dropout=0.0, max_source_positions=32, max_target_positions=24)
     cfg = OmegaConf.structured(GenieConfig(**{**sizes, **options}))
     model = GenieModel(cfg, len(dictionary), len(dictionary), dictionary.pad())
+    model.eval()
+    return model
+
+
+def make_diffusion_lm(dictionary: Dictionary, seed: int = 0, **options) -> DiffusionLMModel:
+    """A tiny Diffusion-LM with random weights, in evaluation mode, without dropout; the dictionary gets its mask."""
+    mask = dictionary.add_symbol("<mask>")
+    torch.manual_seed(seed)
+    sizes = dict(DIFFUSION_LM["diffusion_lm_tiny"], dropout=0.0, max_source_positions=24, max_target_positions=24)
+    cfg = OmegaConf.structured(DiffusionLMConfig(**{**sizes, **options}))
+    model = DiffusionLMModel(cfg, len(dictionary), dictionary.pad(), mask)
     model.eval()
     return model
 

@@ -281,6 +281,8 @@ def test_sentencepiece_that_does_not_fit_the_dictionary(work, tmp_path):
      "--best-checkpoint-metric", "rouge_l", "--maximize-best-checkpoint-metric"],
     ["--num-batch-buckets", "2", "--max-tokens", "400", "--length-model", "fixed", "--padding-in-mean",
      "--noise-schedule", "pw_lin"],
+    ["--adaptive-schedule-updates", "2", "--diffusion-timesteps", "60", "--noise-schedule", "points",
+     "--noise-points", "0=0.999,0.5=0.3,1=0.001", "--bf16", "--store-ema"],
 ], ids=lambda o: o[0])
 def test_training_modes(work, tmp_path, options):
     done = run_module("train", work / "bin", *TRAIN, *options, "--save-dir", tmp_path, "--max-update", "8")

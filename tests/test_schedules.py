@@ -127,3 +127,45 @@ def test_sigma_equals_t():
     assert len(grid) == 6 and grid[0] == 10 and grid[-1] == 0 and (grid.diff() < 0).all()
     with pytest.raises(ValueError, match="t_min"):
         SigmaEqualsT(t_min=2.0, t_max=1.0)
+
+
+def test_points_are_met_and_joined_by_straight_lines():
+    schedule = build_schedule("points", 101, points="0=0.9999, 0.3=0.5,1=0.0001")
+    alpha_bar = schedule.alphas_cumprod
+    torch.testing.assert_close(alpha_bar[[0, 30, 100]], torch.tensor([0.9999, 0.5, 0.0001], dtype=torch.float64))
+    for part in (alpha_bar[:31], alpha_bar[30:]):
+        torch.testing.assert_close(part.diff(), (part[-1:] - part[:1]).expand(len(part) - 1) / (len(part) - 1))
+    level = schedule.at(torch.arange(CLEAN, 101))
+    assert (level.sigma.diff() > 0).all()
+    torch.testing.assert_close(level.alpha[1:] ** 2, alpha_bar)
+
+
+def test_points_of_a_schedule_give_that_schedule_back():
+    cosine = build_schedule("cosine", 50)
+    text = ",".join(f"{t / 49!r}={a!r}" for t, a in enumerate(cosine.alphas_cumprod.tolist()))
+    torch.testing.assert_close(build_schedule("points", 50, points=text).betas, cosine.betas)
+    assert build_schedule("points", 1, points="0=0.5,1=0.1").alphas_cumprod.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("points, message", [
+    ("0=0.9;1=0.1", "u=alpha-bar.*got '0=0.9;1=0.1'"),
+    ("", "u=alpha-bar"),
+    ("0:0.9,1:0.1", "u=alpha-bar"),
+    ("0=0.9", "from 0 to 1, got 0$"),
+    ("0.1=0.9,1=0.1", "from 0 to 1, got 0.1, 1"),
+    ("0=0.9,0.5=0.5,0.5=0.4,1=0.1", "from 0 to 1, got 0, 0.5, 0.5, 1"),
+    ("0=0.9,nan=0.5,1=0.1", "from 0 to 1"),
+    ("0=0.5,1=0.5", "must fall.*got 0.5, 0.5"),
+    ("0=1,1=0.1", "below 1"),
+    ("0=0.9,1=0", "above 0"),
+    ("0=0.9,1=nan", "must fall"),
+    (None, "give both"),
+])
+def test_points_that_give_no_schedule_are_refused(points, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedule("points", 10, points=points)
+
+
+def test_points_without_their_schedule_are_refused():
+    with pytest.raises(ValueError, match="give both or neither"):
+        build_schedule("sqrt", 10, points="0=0.9,1=0.1")

@@ -9,10 +9,13 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.base import TrainingPass
+from diffusion_fairseq.models.training_pass import Objective, TrainingPass
+from diffusion_fairseq.text.embedding import embedding_health
 
+HEALTH, HEALTH_COUNT = "embedding_", "_health_count"
 VALIDATION_SEED = 1  # validation draws the same noise at every epoch, so that its losses can be compared
 
 
@@ -50,6 +53,9 @@ class DiffusionCriterion(FairseqCriterion):
         if cfg.timesteps_per_encoding < 1:
             raise UserError(f"--timesteps-per-encoding must be at least 1, got {cfg.timesteps_per_encoding}")
         self.cfg = cfg
+        self.objective = Objective()
+        # Of the embeddings as they were at their last update: validation has many batches and one table.
+        self._health: Tuple[int, Dict[str, float]] = (-1, {})
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         """Name -> (weight in the loss, sums per example (B,)).
@@ -77,13 +83,17 @@ class DiffusionCriterion(FairseqCriterion):
             t, importance = self.validation_timesteps(len(target), sampler.num_timesteps, target.device)
         else:
             t, importance = sampler.draw(len(target) * self.cfg.timesteps_per_encoding, target.device)
-        parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator)
+        parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator,
+                      objective=self.objective)
         weight = self.position_weights(parts)
         terms = self.terms(parts, t, weight, model.schedule)
         count = weight.sum(dim=1)
         per_example = sum(share * term for share, term in terms.values())
         if model.training:
             sampler.update(t, (per_example / count).detach())
+            if isinstance(model.schedule, AdaptiveSchedule):
+                # Of x0 whatever is predicted: the error of predicted noise falls with t.
+                model.schedule.observe(t, (parts.pred_x0 - parts.x0).detach().square().mean(dim=-1), parts.counts)
         loss = (per_example * importance).sum()
         sample_size = count.sum()
         log = {name: term.detach().sum() for name, (_, term) in terms.items()}
@@ -96,7 +106,22 @@ class DiffusionCriterion(FairseqCriterion):
             loss=loss.detach(), sample_size=sample_size, ntokens=parts.counts.sum(), nsentences=len(target),
             t0=log_sum(terms["mse"][1], at_zero), t0_count=log_sum(count, at_zero),
         )
+        if not model.training:
+            log.update(self.watch(model, parts, weight))
         return loss, sample_size, log
+
+    def watch(self, model, parts: TrainingPass, weight: Tensor) -> Dict[str, Any]:
+        """What validation logs beside the losses: the shares of positions whose token the noised embedding x0 and the
+        predicted one round to, and the health of the embeddings."""
+        search = model.token_search(torch.zeros(model.embedding.num_embeddings, dtype=torch.bool,
+                                                device=weight.device))
+        right = {"accuracy_x0": search(parts.x0), "accuracy": search(parts.pred_x0)}
+        found = {name: ((tokens == parts.target) * weight).sum() for name, tokens in right.items()}
+        version = model.embedding.weight._version
+        if self._health[0] != version:
+            self._health = version, embedding_health(model.embedding.weight)
+        found.update({HEALTH + name: value for name, value in self._health[1].items()})
+        return {**found, HEALTH_COUNT: 1}
 
     @staticmethod
     def validation_timesteps(n: int, num_timesteps: int, device) -> Tuple[Tensor, Tensor]:
@@ -116,9 +141,10 @@ class DiffusionCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
         """Log every term per position (length: per sentence, t0: per position of examples at t = 0), in nats."""
-        own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count"}
+        own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count", HEALTH_COUNT}
         total = {name: sum(log[name] for log in logging_outputs) for name in logging_outputs[0]}
         per, digits = {"length": "nsentences"}, {"prior": 10}
+        per.update({name: HEALTH_COUNT for name in total if name.startswith(HEALTH)})
         for name in total:
             if name not in own:
                 count = float(total[per.get(name, "sample_size")])

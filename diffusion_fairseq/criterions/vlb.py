@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_fairseq.criterions.base import DiffusionCriterion, DiffusionCriterionConfig
 from diffusion_fairseq.diffusion.losses import masked_mse, prior_term, weighted_sum
-from diffusion_fairseq.models.base import TrainingPass
+from diffusion_fairseq.models.training_pass import TrainingPass
 
 
 @dataclass
@@ -35,15 +35,16 @@ class DiffusionVLBCriterion(DiffusionCriterion):
     """mse + rounding + prior (GENIE, eq. 12; Li et al., 2022, section 4.1)."""
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
-        at_zero = t == 0
+        aim, embedded = (self.objective.through("aim", x) for x in (parts.aim, parts.embedded))
         mse = torch.where(
-            at_zero,
-            masked_mse(parts.pred_x0, parts.embedded, weight),
-            masked_mse(parts.prediction, parts.aim, weight),
+            t == 0, masked_mse(parts.pred_x0, embedded, weight), masked_mse(parts.prediction, aim, weight)
         )
-        last = schedule.at(torch.tensor(schedule.num_timesteps - 1))
-        return {
+        last = schedule.at(torch.tensor(schedule.num_timesteps - 1)).cut(weight.size(1))
+        x0 = self.objective.through("prior", parts.x0)
+        terms = {
             "mse": (self.cfg.mse_weight, mse),
-            "rounding": (self.cfg.rounding_weight, weighted_sum(parts.rounding_nll, weight)),
-            "prior": (self.cfg.prior_weight, prior_term(parts.x0, last.alpha, weight)),
+            "prior": (self.cfg.prior_weight, prior_term(x0, last.alpha, weight)),
         }
+        if self.objective.rounding:
+            terms["rounding"] = (self.cfg.rounding_weight, weighted_sum(parts.rounding_nll, weight))
+        return terms

@@ -4,9 +4,11 @@ from typing import Any, Tuple
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset
+from fairseq.data import Dictionary, TokenBlockDataset
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from diffusion_fairseq.data.drawn_pairs import DrawnPairs
 
 # 0.29 * 100 is 28.999...96 in floating point.
 ROUND_OFF = 1e-6
@@ -67,20 +69,7 @@ def split_documents(lines: Dataset, sizes: np.ndarray, limit: int, document_brea
                              break_mode="complete_doc", document_sep_len=0)
 
 
-class _Side(Dataset):
-    """The sources (side 0) or the targets (side 1) of a CPDDataset."""
-
-    def __init__(self, dataset: "CPDDataset", side: int):
-        self.dataset, self.side = dataset, side
-
-    def __len__(self) -> int:
-        return len(self.dataset.kept)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.dataset.example(index)[self.side]
-
-
-class CPDDataset(LanguagePairDataset):
+class CPDDataset(DrawnPairs):
     """Pairs (document with one mask token in place of a paragraph, that paragraph); both end in eos.
 
     A document of l tokens gives up m = floor(gamma * l) contiguous ones from a start that is uniform in {0 .. l - m}:
@@ -99,36 +88,18 @@ class CPDDataset(LanguagePairDataset):
 
     def __init__(self, documents: Dataset, dictionary: Dictionary, mask: int, *, seed: int, ratio: float,
                  min_tokens: int, **options):
-        self.documents, self.seed, self.ratio = documents, seed, ratio
+        self.documents, self.ratio = documents, ratio
         self.mask, self.end = torch.tensor([mask]), torch.tensor([dictionary.eos()])
-        self.epoch = 1
-        self._drawn = None, None
         sizes = np.asarray(documents.sizes)
         long_enough = (sizes >= min_tokens) & (span_length(sizes, ratio) > 0)
         self.kept = np.flatnonzero(long_enough)
         self.num_documents = int((sizes > 0).sum())
         self.num_short = self.num_documents - len(self.kept)
-        source_sizes, target_sizes = example_sizes(sizes[self.kept].astype(np.int32), ratio)
-        super().__init__(_Side(self, 0), source_sizes.astype(np.int32), dictionary, _Side(self, 1),
-                         target_sizes.astype(np.int32), dictionary, input_feeding=False, **options)
+        super().__init__(*example_sizes(sizes[self.kept].astype(np.int32), ratio), dictionary, seed, **options)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Leave out other paragraphs from now on; a reader in another process must be started after this."""
-        self.epoch = epoch
-
-    def example(self, index: int) -> Tuple[Tensor, Tensor]:
-        """Source and target of a document in this epoch."""
-        key = self.epoch, int(index)
-        # The host asks for the two sides one after the other.
-        drawn, pair = self._drawn
-        if drawn != key:
-            pair = self._draw(*key)
-            self._drawn = key, pair
-        return pair
-
-    def _draw(self, epoch: int, index: int) -> Tuple[Tensor, Tensor]:
+    def draw(self, random: np.random.Generator, index: int) -> Tuple[Tensor, Tensor]:
         tokens = self.documents[self.kept[index]]
         span = int(span_length(len(tokens), self.ratio))
-        start = int(np.random.default_rng((self.seed, epoch, index)).integers(len(tokens) - span + 1))
+        start = int(random.integers(len(tokens) - span + 1))
         source = torch.cat([tokens[:start], self.mask, tokens[start + span :], self.end])
         return source, torch.cat([tokens[start : start + span], self.end])

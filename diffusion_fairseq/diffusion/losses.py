@@ -6,6 +6,8 @@ returns (B,), the sum over positions of a mean over the latent width (or of a ne
 
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.process import like
+
 
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Sum over positions of the squared error, averaged over the latent width."""
@@ -19,4 +21,4 @@ def weighted_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 def prior_term(x0: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
     """The part of the prior's KL that depends on x_0: mean of (alpha_T x_0)^2, the published tT term."""
-    return weighted_sum((alpha.to(x0.dtype) * x0).square().mean(dim=-1), mask)
+    return weighted_sum((like(alpha, x0) * x0).square().mean(dim=-1), mask)

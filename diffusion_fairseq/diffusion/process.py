@@ -7,15 +7,20 @@ from torch import Tensor
 from diffusion_fairseq.diffusion.schedules import NoiseLevel
 
 
-def _like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient per example (or one for all) in the dtype of x, shaped to multiply it."""
-    coefficient = coefficient.to(x.dtype)
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient for all, per example or per position, (), (B,), (1, L) or (B, L), in the dtype of x (B, L, ...) and
+    shaped to multiply it."""
+    if coefficient.dim() == 0:
+        # A number on the host multiplies a tensor on any device.
+        return coefficient.to(x.dtype)
+    # Levels by position are few numbers on the host: copied there, and nothing waits for the device.
+    coefficient = coefficient.to(x.device, x.dtype, non_blocking=True)
     return coefficient.reshape(coefficient.shape + (1,) * (x.dim() - coefficient.dim()))
 
 
 def q_sample(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
-    """Sample q(x_t | x_0) (Ho et al., 2020, eq. 4): x0, noise (B, ...), level of shape () or (B,)."""
-    return _like(level.alpha, x0) * x0 + _like(level.sigma, x0) * noise
+    """Sample q(x_t | x_0) (Ho et al., 2020, eq. 4): x0, noise (B, L, ...), any level."""
+    return like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
 
 
 def transition(s: NoiseLevel, t: NoiseLevel) -> Tuple[Tensor, Tensor]:
@@ -28,27 +33,27 @@ def posterior(x0: Tensor, xt: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tuple[Ten
     """Mean (like xt) and variance (like s.alpha) of q(x_s | x_t, x_0) for any s < t (Ho et al., 2020, eq. 7)."""
     alpha_ts, var_ts = transition(s, t)
     mean = (
-        _like(alpha_ts * s.sigma**2 / t.sigma**2, xt) * xt
-        + _like(s.alpha * var_ts / t.sigma**2, xt) * x0
+        like(alpha_ts * s.sigma**2 / t.sigma**2, xt) * xt
+        + like(s.alpha * var_ts / t.sigma**2, xt) * x0
     )
     return mean, var_ts * s.sigma**2 / t.sigma**2
 
 
 def x0_from_eps(xt: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
     """The x0 that xt and its noise imply."""
-    return (xt - _like(level.sigma, xt) * eps) / _like(level.alpha, xt)
+    return (xt - like(level.sigma, xt) * eps) / like(level.alpha, xt)
 
 
 def eps_from_x0(xt: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
     """The noise that xt and its x0 imply."""
-    return (xt - _like(level.alpha, xt) * x0) / _like(level.sigma, xt)
+    return (xt - like(level.alpha, xt) * x0) / like(level.sigma, xt)
 
 
 def score_from_x0(xt: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
     """The gradient of log q(x_t | x_0) at xt: (alpha x0 - xt) / sigma^2."""
-    return (_like(level.alpha, xt) * x0 - xt) / _like(level.sigma**2, xt)
+    return (like(level.alpha, xt) * x0 - xt) / like(level.sigma**2, xt)
 
 
 def x0_from_score(xt: Tensor, score: Tensor, level: NoiseLevel) -> Tensor:
     """The x0 that a score implies (Tweedie's formula)."""
-    return (xt + _like(level.sigma**2, xt) * score) / _like(level.alpha, xt)
+    return (xt + like(level.sigma**2, xt) * score) / like(level.alpha, xt)

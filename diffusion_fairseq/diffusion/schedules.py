@@ -1,7 +1,7 @@
 """Noise schedules: how much signal and how much noise x_t holds at time t."""
 
 import math
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,26 @@ from diffusion_fairseq.diffusion.grids import times as grid_times
 
 CLEAN = -1  # the time of x_0 itself in a discrete schedule: alpha 1, sigma 0
 MAX_BETA = 0.999
+POINTS = "points"  # the schedule that is drawn through given points
 
 
 class NoiseLevel(NamedTuple):
-    """x_t = alpha * x_0 + sigma * eps; alpha and sigma have the shape of t (float64)."""
+    """x_t = alpha * x_0 + sigma * eps, in float64.
+
+    alpha and sigma have the shape of t, () or (B,); those of a schedule with levels of its own for each of L positions
+    (B, L), or (1, L) where t is ().
+    """
 
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+
+    def cut(self, length: int) -> "NoiseLevel":
+        """The level of the first `length` positions, where each has its own; further ones have the last one's."""
+        if self.alpha.dim() == self.t.dim():
+            return self
+        places = torch.arange(length, device=self.alpha.device).clamp(max=self.alpha.size(-1) - 1)
+        return self._replace(alpha=self.alpha[..., places], sigma=self.sigma[..., places])
 
 
 def _betas_from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: int) -> Tensor:
@@ -77,6 +89,39 @@ BETAS: Dict[str, Callable[[int, float], Tensor]] = {
     "trunc_lin": trunc_lin_betas,
     "pw_lin": pw_lin_betas,
 }
+SCHEDULES = (*BETAS, POINTS)
+
+
+def parse_points(text: str) -> List[Tuple[float, float]]:
+    """The points (u, alpha-bar) of "0=0.9999,0.3=0.5,1=0.0001".
+
+    Raises:
+        ValueError: another form; u that do not rise from 0 to 1; alpha-bars that do not fall between 1 and 0.
+    """
+    try:
+        points = [(float(u), float(alpha_bar)) for u, alpha_bar in (point.split("=") for point in text.split(","))]
+    except ValueError:
+        raise ValueError(f"points are written u=alpha-bar, with commas between, as in 0=0.9999,0.3=0.5,1=0.0001; "
+                         f"got {text!r}") from None
+    times, alpha_bars = zip(*points)
+    if times[0] != 0 or times[-1] != 1 or not all(before < after for before, after in zip(times, times[1:])):
+        raise ValueError(f"the points' times must rise from 0 to 1, got {', '.join(f'{u:g}' for u in times)}")
+    # Level 0 without noise would be x_0 itself, from which no step leads to x_0.
+    bounded = (1, *alpha_bars, 0)
+    if not all(before > after for before, after in zip(bounded, bounded[1:])):
+        raise ValueError("the points' alpha-bars must fall, below 1 and above 0, got "
+                         + ", ".join(f"{value:g}" for value in alpha_bars))
+    return points
+
+
+def points_betas(points: List[Tuple[float, float]], num_timesteps: int) -> Tensor:
+    """alpha-bar linear in u = t / (T - 1) between points (u, alpha-bar); beta_t = 1 - abar_t / abar_{t-1}."""
+    times, alpha_bars = torch.tensor(points, dtype=torch.float64, device="cpu").t().contiguous()
+    u = _linspace(0, 1, num_timesteps)
+    after = torch.searchsorted(times, u).clamp(1, len(times) - 1)
+    share = (u - times[after - 1]) / (times[after] - times[after - 1])
+    alpha_bar = alpha_bars[after - 1].lerp(alpha_bars[after], share)
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
 
 
 class DiscreteSchedule:
@@ -123,14 +168,23 @@ class DiscreteSchedule:
         Raises:
             ValueError: num_steps is not in 1 .. T, or the grid is unknown.
         """
-        if not 1 <= num_steps <= self.num_timesteps:
-            raise ValueError(
-                f"the number of diffusion steps must be from 1 to {self.num_timesteps} "
-                f"(the timesteps of the trained schedule), got {num_steps}"
-            )
         level = self.at(torch.arange(self.num_timesteps, device="cpu"))
-        times = distinct_indices(grid_times(name, num_steps, level.t, level.sigma / level.alpha))
-        return torch.cat([times, torch.tensor([CLEAN], device="cpu")])
+        return strided_grid(num_steps, name, level.sigma / level.alpha)
+
+
+def strided_grid(num_steps: int, name: str, ratio: Tensor) -> Tensor:
+    """Falling integer times (num_steps + 1,) from T-1 to CLEAN, where a schedule has sigma / alpha = ratio (T,).
+
+    Raises:
+        ValueError: num_steps is not in 1 .. T, or the grid is unknown.
+    """
+    if not 1 <= num_steps <= len(ratio):
+        raise ValueError(
+            f"the number of diffusion steps must be from 1 to {len(ratio)} "
+            f"(the timesteps of the trained schedule), got {num_steps}"
+        )
+    times = distinct_indices(grid_times(name, num_steps, torch.arange(len(ratio), device="cpu"), ratio))
+    return torch.cat([times, torch.tensor([CLEAN], device="cpu")])
 
 
 class SigmaEqualsT:
@@ -159,18 +213,25 @@ class SigmaEqualsT:
         return torch.cat([grid_times(name, num_steps, ends, ends), torch.zeros(1, dtype=torch.float64)])
 
 
-def build_schedule(name: str, num_timesteps: int, gamma: Optional[float] = None) -> DiscreteSchedule:
+def build_schedule(
+    name: str, num_timesteps: int, gamma: Optional[float] = None, points: Optional[str] = None
+) -> DiscreteSchedule:
     """The discrete schedule of a name.
 
     Args:
-        name: a key of BETAS.
+        name: one of SCHEDULES.
         num_timesteps: T, at least 1.
         gamma: scale of the betas of linear, trunc_lin and pw_lin; default 1000 / T, as published.
+        points: what the schedule of that name is drawn through, as parse_points reads it.
     Raises:
         ValueError: unknown name, or numbers that give no schedule.
     """
-    if name not in BETAS:
-        raise ValueError(f"unknown noise schedule {name!r}: known are {', '.join(BETAS)}")
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown noise schedule {name!r}: known are {', '.join(SCHEDULES)}")
     if num_timesteps < 1:
         raise ValueError(f"the number of diffusion timesteps must be at least 1, got {num_timesteps}")
+    if (name == POINTS) != (points is not None):
+        raise ValueError(f"the schedule {POINTS} is drawn through points: give both or neither")
+    if points is not None:
+        return DiscreteSchedule(points_betas(parse_points(points), num_timesteps))
     return DiscreteSchedule(BETAS[name](num_timesteps, 1000 / num_timesteps if gamma is None else gamma))

@@ -1,7 +1,8 @@
 """Rules for one reverse step, x_t -> x_s, all with the same signature; SOLVERS names them.
 
 A solver knows one callable, `denoise(xt, t, previous pred_x0) -> pred_x0`: parameterisation, self-conditioning
-and clamping are wrappers round it. Levels hold 0-dimensional tensors, shared by all examples.
+and clamping are wrappers round it. Levels hold 0-dimensional tensors, shared by all examples, or (1, L), one for each
+position; the clean level is that of all positions at once.
 """
 
 from typing import Callable, Dict, NamedTuple, Optional
@@ -9,7 +10,7 @@ from typing import Callable, Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from diffusion_fairseq.diffusion.process import eps_from_x0, posterior, q_sample, transition
+from diffusion_fairseq.diffusion.process import eps_from_x0, like, posterior, q_sample, transition
 from diffusion_fairseq.diffusion.schedules import NoiseLevel
 
 Denoise = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
@@ -43,7 +44,7 @@ def ddpm_step(
     x0 = denoise(state.xt, t.t, state.pred_x0)
     mean, _ = posterior(x0, state.xt, s, t)
     std = VARIANCES[variance](s, t).clamp(min=0).sqrt()
-    xs = mean + std.to(mean.dtype) * noise() if std > 0 else mean
+    xs = mean + like(std, mean) * noise() if (std > 0).any() else mean
     return SamplerState(xs, x0, s, t)
 
 
@@ -57,8 +58,8 @@ def ddim_step(
     std = eta * VARIANCES["posterior"](s, t).clamp(min=0).sqrt()
     direction = (s.sigma**2 - std**2).clamp(min=0).sqrt()
     xs = q_sample(x0, s._replace(sigma=direction), eps)
-    if std > 0:
-        xs = xs + std.to(xs.dtype) * noise()
+    if (std > 0).any():
+        xs = xs + like(std, xs) * noise()
     return SamplerState(xs, x0, s, t)
 
 
@@ -75,13 +76,13 @@ def heun_step(
 ) -> SamplerState:
     """Heun's method on the same ODE (Karras et al., 2022, algorithm 1): order 2, two evaluations a step."""
     euler = euler_step(denoise, state, s, t, noise)
-    if s.sigma == 0:
+    if not s.sigma.any():
         return euler
     later = denoise(euler.xt, s.t, euler.pred_x0)
     # In sigma / alpha the slope is eps, and x_s = alpha_s (x_t / alpha_t + (ratio_s - ratio_t) slope).
     slope = (eps_from_x0(state.xt, euler.pred_x0, t) + eps_from_x0(euler.xt, later, s)) / 2
     ratio_change = s.sigma / s.alpha - t.sigma / t.alpha
-    xs = (s.alpha / t.alpha).to(slope.dtype) * state.xt + (s.alpha * ratio_change).to(slope.dtype) * slope
+    xs = like(s.alpha / t.alpha, slope) * state.xt + like(s.alpha * ratio_change, slope) * slope
     return SamplerState(xs, later, s, s)
 
 
@@ -95,12 +96,12 @@ def dpmpp_2m_step(
     """
     x0 = denoise(state.xt, t.t, state.pred_x0)
     extrapolated = x0
-    if state.pred_level is not None and s.sigma > 0:
+    if state.pred_level is not None and s.sigma.any():
         last, now, then = (torch.log(level.alpha / level.sigma) for level in (state.pred_level, t, s))
         share = (then - now) / (2 * (now - last))
-        extrapolated = x0 + share.to(x0.dtype) * (x0 - state.pred_x0)
+        extrapolated = x0 + like(share, x0) * (x0 - state.pred_x0)
     ratio = s.sigma / t.sigma
-    xs = ratio.to(x0.dtype) * state.xt + (s.alpha - t.alpha * ratio).to(x0.dtype) * extrapolated
+    xs = like(ratio, x0) * state.xt + like(s.alpha - t.alpha * ratio, x0) * extrapolated
     return SamplerState(xs, x0, s, t)
 
 
@@ -111,5 +112,5 @@ SOLVERS: Dict[str, Callable[..., SamplerState]] = {
 
 def initial_state(noise: Tensor, level: NoiseLevel) -> SamplerState:
     """Pure noise: N(0, 1) for a variance-preserving schedule, N(0, sigma_T^2) for alpha = 1."""
-    scale = level.sigma if level.alpha == 1 else torch.ones_like(level.sigma)
-    return SamplerState(noise * scale.to(noise.dtype), None, level)
+    scale = level.sigma if (level.alpha == 1).all() else torch.ones_like(level.sigma)
+    return SamplerState(noise * like(scale, noise), None, level)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_fairseq.diffusion.process import q_sample, x0_from_eps
-from diffusion_fairseq.diffusion.schedules import build_schedule
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.config import LENGTH_MODELS, PARAMETERIZATIONS, DiffusionModelConfig
-from diffusion_fairseq.modules.attention import KeyValue
+from diffusion_fairseq.models.condition import Encoded, Memory
+from diffusion_fairseq.models.config import PARAMETERIZATIONS, DiffusionModelConfig
+from diffusion_fairseq.models.noise import model_schedule
+from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates
 from diffusion_fairseq.text.embedding import TokenSearch
@@ -23,63 +24,19 @@ from diffusion_fairseq.text.embedding import TokenSearch
 logger = logging.getLogger(__name__)
 
 # Ends of the names of tables with a row for each position or length, from 0 on.
-LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length_predictor.absolute.bias")
+LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length_predictor.absolute.bias",
+                 "schedule.log_snr", "schedule.losses", "schedule.counts")
+PADDING_MODELLED = ("fixed", "longest")  # values of --length-model
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
+VLB = Objective()
 LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time: 64 MB
-
-
-class Encoded(NamedTuple):
-    """The encoded source: hidden (n, C) at its packed positions, and mask (B, S) bool, True where a token counts."""
-
-    hidden: Tensor
-    mask: Tensor
-    packing: Packing
-
-
-class Memory(NamedTuple):
-    """What no diffusion step changes: each layer's cross-attention keys and values, and their mask."""
-
-    layers: Tuple[KeyValue, ...]
-    mask: Optional[Tensor]
-
-    @property
-    def num_sources(self) -> int:
-        return self.layers[0].key.size(0)
-
-    def select(self, rows: Tensor) -> "Memory":
-        """The memory of some sources, by index (n,)."""
-        layers = tuple(KeyValue(layer.key[rows], layer.value[rows]) for layer in self.layers)
-        return Memory(layers, None if self.mask is None else self.mask[rows])
-
-
-class TrainingPass(NamedTuple):
-    """The parts from which a criterion computes its losses; L is the number of modelled target positions.
-
-    target (B, L) tokens; counts (B, L) bool, True at real tokens; modelled (B, L) bool, True at positions that are
-    generated (real tokens and modelled padding); embedded (B, L, D) clean embeddings; x0 (B, L, D) the noised
-    embeddings that start the diffusion; prediction and aim (B, L, D): the network's output and what it should be;
-    pred_x0 (B, L, D); rounding_nll (B, L), -log p(target | x0) in nats, 0 at positions that are not modelled;
-    length_logits (sources, max_target_positions + 1) or None. With k noised copies of each target, B is k times the
-    number of sources and row s * k + c is copy c of source s.
-    """
-
-    target: Tensor
-    counts: Tensor
-    modelled: Tensor
-    embedded: Tensor
-    x0: Tensor
-    prediction: Tensor
-    aim: Tensor
-    pred_x0: Tensor
-    rounding_nll: Tensor
-    length_logits: Optional[Tensor]
 
 
 def _latents_at_once(num_tokens: int) -> int:
     return max(1, LOGITS_AT_ONCE // num_tokens // ALIGNMENT) * ALIGNMENT
 
 
-def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
+def one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
     if value not in known:
         raise UserError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
     return value
@@ -88,7 +45,8 @@ def _one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
 class DiffusionModel(BaseFairseqModel):
     """A denoiser of embeddings with its noise schedule.
 
-    Subclasses give `encode`, `memory`, `network`, `transformer_layers` and, for predicted lengths, `length_logits`.
+    Subclasses give `encode`, `memory`, `network`, `transformer_layers` and, for predicted lengths, `length_logits`;
+    LENGTH_MODELS are those of --length-model that they serve.
 
     Args:
         cfg: the model's options.
@@ -98,16 +56,21 @@ class DiffusionModel(BaseFairseqModel):
         UserError: an option that gives no model.
     """
 
+    LENGTH_MODELS: Tuple[str, ...] = ("fixed", "longest", "predicted")
+    # Index of the token that stands for a position to generate, where sources are prompts.
+    mask: Optional[int] = None
+    # Whether equal sources are to get different texts, by their number in the data.
+    numbered = False
+    # Whether given tokens are seen at the noise level of those that are generated.
+    noises_given = False
+
     def __init__(self, cfg: DiffusionModelConfig, num_tokens: int, pad: int):
         super().__init__()
-        try:
-            self.schedule = build_schedule(cfg.noise_schedule, cfg.diffusion_timesteps, cfg.noise_gamma)
-        except ValueError as error:
-            raise UserError(f"--noise-schedule: {error}") from error
+        self.schedule = model_schedule(cfg)
         if cfg.latent_dim < 2 or cfg.latent_dim % 2:
             raise UserError(f"--latent-dim must be even and positive, got {cfg.latent_dim}")
-        self.parameterization = _one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
-        self.length_model = _one_of("--length-model", cfg.length_model, LENGTH_MODELS)
+        self.parameterization = one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
+        self.length_model = one_of("--length-model", cfg.length_model, self.LENGTH_MODELS)
         self.self_conditioning = cfg.self_conditioning
         self.length_margin = cfg.length_margin
         self.max_source_positions = cfg.max_source_positions
@@ -160,7 +123,9 @@ class DiffusionModel(BaseFairseqModel):
 
     def to_x0(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """The estimate of x0 that an output of the network implies."""
-        return output if self.parameterization == "x0" else x0_from_eps(xt, output, self.schedule.at(t))
+        if self.parameterization == "x0":
+            return output
+        return x0_from_eps(xt, output, self.schedule.at(t).cut(xt.size(1)))
 
     def denoise(self, xt: Tensor, t: Tensor, memory: Memory, packing: Optional[Packing] = None,
                 previous: Optional[Tensor] = None) -> Tensor:
@@ -174,23 +139,30 @@ class DiffusionModel(BaseFairseqModel):
             previous: (N * B, L, D), the previous estimate; None at the first step.
         """
         packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
-        return self.to_x0(self.network(xt, t, memory, packing, previous).float(), xt, t)
+        return memory.impose(self.to_x0(self.network(xt, t, memory, packing, previous).float(), xt, t))
 
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
         return F.linear(x.to(self.embedding.weight.dtype), self.embedding.weight, self.rounding_bias)
 
-    def token_nll(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def token_nll(self, x: Tensor, tokens: Tensor, label_smoothing: float = 0.0, fixed: bool = False) -> Tensor:
         """-log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), with gradient; at most LOGITS_AT_ONCE scores
-        over the vocabulary are held at a time."""
+        over the vocabulary are held at a time.
+
+        Args:
+            label_smoothing: the share of the probability that all tokens are to have alike.
+            fixed: whether the embeddings that are scored against get no gradient.
+        """
+        def nll(x: Tensor, tokens: Tensor) -> Tensor:
+            weight = self.embedding.weight.detach() if fixed else self.embedding.weight
+            scores = F.linear(x.to(weight.dtype), weight, self.rounding_bias).float()
+            return F.cross_entropy(scores, tokens, reduction="none", label_smoothing=label_smoothing)
+
         at_once = _latents_at_once(self.embedding.num_embeddings)
         if len(x) <= at_once:
-            return self._token_nll(x, tokens)
-        return torch.cat([checkpoint(self._token_nll, *part, use_reentrant=False)
+            return nll(x, tokens)
+        return torch.cat([checkpoint(nll, *part, use_reentrant=False)
                           for part in zip(x.split(at_once), tokens.split(at_once))])
-
-    def _token_nll(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy(self.round_logits(x).float(), tokens, reduction="none")
 
     def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor) -> Tensor:
         """log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), the forbidden ones (V,) left out."""
@@ -209,7 +181,7 @@ class DiffusionModel(BaseFairseqModel):
 
     def timestep_sampler(self, name: str) -> UniformTimesteps:
         """The training law of t; kept in the model, so that what it has learned is saved with the weights."""
-        sampler = TIMESTEP_SAMPLERS[_one_of("--timestep-sampler", name, tuple(TIMESTEP_SAMPLERS))]
+        sampler = TIMESTEP_SAMPLERS[one_of("--timestep-sampler", name, tuple(TIMESTEP_SAMPLERS))]
         if type(getattr(self, "timesteps", None)) is not sampler:
             self.timesteps = sampler(self.schedule.num_timesteps).to(self.embedding.weight.device)
         return self.timesteps
@@ -228,6 +200,7 @@ class DiffusionModel(BaseFairseqModel):
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
         noise: Optional[Tensor] = None, generator: Optional[torch.Generator] = None,
+        objective: Objective = VLB,
     ) -> TrainingPass:
         """One training pass at the timesteps t (GENIE, eq. 8, 9 and 12).
 
@@ -235,37 +208,48 @@ class DiffusionModel(BaseFairseqModel):
             src_tokens, target: (B, S) and (B, L') tokens.
             t: (B * k,) int64: k noised copies of each target share the encoding of its source.
             start_noise, noise: (B * k, L, D), the noise of x0 and of xt; drawn where not given.
+            objective: what is wanted, and which gradients.
         """
         copies = len(t) // len(src_tokens)
         target = self.modelled_target(target).repeat_interleave(copies, dim=0)
-        counts = target != self.pad
-        modelled = counts if self.length_model == "predicted" else torch.ones_like(counts)
+        encoded = self.encode(src_tokens)
+        memory = self.memory(encoded)
+        given = memory.given(*target.shape)
+        generated = torch.ones_like(target, dtype=torch.bool) if given is None else ~given
+        counts = (target != self.pad) & generated
+        modelled = generated if self.length_model in PADDING_MODELLED else counts
+        packing = Packing.of(modelled if given is None else modelled | given)
         embedded = self.embedding(target).float()
 
         def draw() -> Tensor:
             return torch.randn(embedded.shape, generator=generator, device=embedded.device)
 
-        first = self.schedule.at(torch.zeros_like(t))
+        first, level = (self.schedule.at(times).cut(target.size(1)) for times in (torch.zeros_like(t), t))
         x0 = q_sample(embedded, first._replace(alpha=torch.ones_like(first.alpha)),
                       draw() if start_noise is None else start_noise)
         noise = draw() if noise is None else noise
-        xt = q_sample(x0, self.schedule.at(t), noise)
+        xt = q_sample(objective.through("input", x0), level, noise)
 
-        encoded = self.encode(src_tokens)
-        memory = self.memory(encoded)
-        packing = Packing.of(modelled)
         previous = None
         if self.self_conditioning:
             previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies), Packing.of(modelled[rows])),
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies), packing.select(rows)),
                 xt.detach(), SELF_CONDITIONING_RATE, generator,
             )
         output = self.network(xt, t, memory, packing, previous).float()
+        pred_x0 = self.to_x0(output, xt, t)
+        scored = packing if given is None else Packing.of(modelled)
+        smoothing, tokens = objective.label_smoothing, scored.pack(target)
+
+        def nll(name: str, x: Tensor) -> Tensor:
+            fixed = f"{name}-softmax" in objective.detached
+            return scored.unpack(self.token_nll(scored.pack(x), tokens, smoothing, fixed))
+
         return TrainingPass(
             target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
-            prediction=output, aim=x0 if self.parameterization == "x0" else noise,
-            pred_x0=self.to_x0(output, xt, t),
-            rounding_nll=packing.unpack(self.token_nll(packing.pack(x0), packing.pack(target))),
+            prediction=output, aim=x0 if self.parameterization == "x0" else noise, pred_x0=pred_x0,
+            rounding_nll=nll("rounding", objective.through("rounding-x0", x0)) if objective.rounding else None,
+            anchor_nll=nll("anchor", pred_x0) if objective.anchor else None,
             # Lengths are few and soon learned by heart: they must not shape the encoder.
             length_logits=(
                 self.length_logits(encoded._replace(hidden=encoded.hidden.detach()))
@@ -355,6 +339,10 @@ class DiffusionModel(BaseFairseqModel):
                           if len(state_dict[key]) == len(own[key]) + 1 else "use the data it was trained with")
                 raise UserError(f"the checkpoint was trained with a dictionary of {len(state_dict[key])} types, the "
                                 f"data folder's has {len(own[key])} ({key}): {remedy}")
+        lacking = [key for key in own if key.startswith("schedule.") and key not in state_dict]
+        if lacking:
+            raise UserError(f"the checkpoint lacks its adaptive noise schedule ({lacking[0]}): use a file that "
+                            "training wrote, or leave --adaptive-schedule-updates out")
         # A host that has sent the weights to other processes has lost the metadata.
         theirs = getattr(state_dict, "_metadata", {}).get("", {}).get("dictionaries", {})
         for side in self.dictionaries.keys() & theirs.keys():

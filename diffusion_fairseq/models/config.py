@@ -6,10 +6,10 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
-from diffusion_fairseq.diffusion.schedules import BETAS
+from diffusion_fairseq.diffusion.schedules import SCHEDULES
 
 PARAMETERIZATIONS = ("x0", "noise")
-LENGTH_MODELS = ("fixed", "longest", "predicted")
+GIVEN_TOKENS = ("noised", "clean")
 
 
 @dataclass
@@ -27,11 +27,27 @@ class DiffusionModelConfig(FairseqDataclass):
     )
     noise_schedule: str = field(
         default="sqrt",
-        metadata={"help": f"noise as a function of time: {', '.join(BETAS)}"},
+        metadata={"help": f"noise as a function of time: {', '.join(SCHEDULES)} (see --noise-points)"},
     )
     noise_gamma: Optional[float] = field(
         default=None,
         metadata={"help": "scale of the betas of linear, trunc_lin and pw_lin; default 1000 / T, as published"},
+    )
+    noise_points: Optional[str] = field(
+        default=None,
+        metadata={"help": "what --noise-schedule points is drawn through, as in 0=0.9999,0.3=0.5,1=0.0001: alpha-bar, "
+                          "the share of the signal's variance, at shares of the time; straight lines between"},
+    )
+    adaptive_schedule_updates: int = field(
+        default=0,
+        metadata={"help": "after every so many updates, move each target position's noise levels in time so that its "
+                          "loss becomes linear in t, which makes every step as hard as the next (SeqDiffuSeq: every "
+                          "20000). --noise-schedule is where they start; 0: they stay there"},
+    )
+    adaptive_schedule_start: int = field(
+        default=0,
+        metadata={"help": "first update at which --adaptive-schedule-updates may act: losses of an untrained model "
+                          "say little (60000 in SeqDiffuSeq)"},
     )
     parameterization: str = field(
         default="x0",
@@ -46,7 +62,8 @@ class DiffusionModelConfig(FairseqDataclass):
         default="fixed",
         metadata={"help": "how the model knows the target's length: fixed (padding up to --max-target-positions is "
                           "generated like words, GENIE's way), longest (the same up to the batch's longest target "
-                          "and --length-margin: cheaper for short targets), predicted (a length head, no padding)"},
+                          "and --length-margin: cheaper for short targets), predicted (a length head, no padding), "
+                          "given (language models: as many positions as the prompt has)"},
     )
     length_margin: int = field(
         default=4,
@@ -58,20 +75,26 @@ class DiffusionModelConfig(FairseqDataclass):
 
 
 @dataclass
-class GenieConfig(DiffusionModelConfig):
-    """Sizes of a GENIE: bidirectional encoder and cross-attending denoiser."""
+class TransformerConfig(DiffusionModelConfig):
+    """Sizes of a transformer."""
 
-    model_dim: int = field(default=768, metadata={"help": "width of encoder and denoiser"})
+    model_dim: int = field(default=768, metadata={"help": "width of the transformer layers"})
     ffn_dim: int = field(default=3072, metadata={"help": "width of the feed-forward layers"})
     attention_heads: int = field(default=12, metadata={"help": "attention heads; must divide --model-dim"})
-    encoder_layers: int = field(default=6, metadata={"help": "layers of the source encoder"})
-    denoiser_layers: int = field(default=6, metadata={"help": "layers of the denoiser"})
+    encoder_layers: int = field(default=6, metadata={"help": "layers of the bidirectional encoder"})
     time_dim: int = field(default=128, metadata={"help": "width of the sinusoidal time features; even"})
     encoder_normalize_before: bool = field(
         default=False,
         metadata={"help": "layer norm before each encoder sub-layer: trains from scratch with a short warm-up. "
                           "The published encoder (BERT) has it after"},
     )
+
+
+@dataclass
+class GenieConfig(TransformerConfig):
+    """Sizes of a GENIE: bidirectional encoder and cross-attending denoiser."""
+
+    denoiser_layers: int = field(default=6, metadata={"help": "layers of the denoiser"})
     share_embeddings: bool = field(
         default=False,
         metadata={"help": "make the encoder's token vectors a projection of the target's embeddings: words that "
@@ -81,4 +104,22 @@ class GenieConfig(DiffusionModelConfig):
         default=False,
         metadata={"help": "let the denoiser attend to source padding, as the published code does: the text then "
                           "depends on the batch. Only for comparison with it"},
+    )
+
+
+@dataclass
+class DiffusionLMConfig(TransformerConfig):
+    """Sizes of a Diffusion-LM: one bidirectional encoder over the sequence that is generated."""
+
+    encoder_layers: int = field(default=12, metadata={"help": "layers of the bidirectional encoder"})
+    length_model: str = field(
+        default="given",
+        metadata={"help": "given (a sequence has as many positions as its prompt), fixed or longest (padding is "
+                          "generated like words, up to --tokens-per-sample or the batch's longest)"},
+    )
+    given_tokens: str = field(
+        default="noised",
+        metadata={"help": "how the network sees the given tokens of a prompt: noised (all positions are noised in "
+                          "training, and given tokens enter at the noise level of the others: Diffusion-LM), clean "
+                          "(trained with --masking other than full: given tokens are never noised)"},
     )

@@ -1,23 +1,21 @@
 """GENIE: a bidirectional encoder and a cross-attending denoiser of target embeddings (Lin et al., 2022)."""
 
-from typing import Any, Dict, Iterator, Optional
+from typing import Iterator, Optional
 
 import torch
-from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.base import DiffusionModel, Encoded, Memory
+from diffusion_fairseq.models.base import DiffusionModel
+from diffusion_fairseq.models.condition import Encoded, Memory
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.presets import GENIE
-from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer
+from diffusion_fairseq.models.registration import register
+from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer, init_bert
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
 from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.modules.self_conditioning import with_previous
-from diffusion_fairseq.modules.time_embedding import TimeEmbedding
-
-INIT_STD = 0.02  # Devlin et al. (2019)
-TIME_SCALE = 1000  # the published network sees t * 1000 / T, whatever T is
+from diffusion_fairseq.modules.time_embedding import TIME_SCALE, TimeEmbedding
 
 
 class SourceEncoder(nn.Module):
@@ -47,7 +45,7 @@ class SourceEncoder(nn.Module):
         self.final_norm = (
             nn.LayerNorm(cfg.model_dim, eps=BERT_LAYER_NORM_EPS) if cfg.encoder_normalize_before else nn.Identity()
         )
-        self.apply(_init_bert)
+        self.apply(init_bert)
 
     def forward(self, src_tokens: Tensor, shared: Optional[nn.Embedding] = None) -> Encoded:
         """src_tokens (B, S), padded on either side: positions count from the first real token.
@@ -70,14 +68,7 @@ class SourceEncoder(nn.Module):
         return Encoded(self.final_norm(x), mask, packing)
 
 
-def _init_bert(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-@register_model("genie", dataclass=GenieConfig)
+@register("genie", GenieConfig, GENIE)
 class GenieModel(DiffusionModel):
     """GENIE (seed sizes: --arch genie_base).
 
@@ -102,7 +93,7 @@ class GenieModel(DiffusionModel):
             nn.Linear(cfg.latent_dim * (2 if cfg.self_conditioning else 1), dim), nn.Tanh(), nn.Linear(dim, dim)
         )
         self.positions = nn.Embedding(cfg.max_target_positions, dim)
-        nn.init.normal_(self.positions.weight, std=INIT_STD)
+        init_bert(self.positions)
         self.norm = nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS)
         self.dropout = nn.Dropout(cfg.dropout)
         self.layers = nn.ModuleList(
@@ -148,17 +139,3 @@ class GenieModel(DiffusionModel):
 
     def length_logits(self, encoded: Encoded) -> Tensor:
         return self.length_predictor(encoded.packing.unpack(encoded.hidden), encoded.mask)
-
-
-def _register(arch: str, preset: Dict[str, Any]) -> None:
-    @register_model_architecture("genie", arch)
-    def apply_preset(args) -> None:
-        """Fill in what the command line left open."""
-        for name, value in preset.items():
-            if not hasattr(args, name):
-                setattr(args, name, value)
-
-
-for _arch, _preset in GENIE.items():
-    _register(_arch, _preset)
-

@@ -17,3 +17,19 @@ GENIE: Dict[str, Dict[str, Any]] = {
         "length_model": "predicted",
     },
 }
+
+DIFFUSION_LM: Dict[str, Dict[str, Any]] = {
+    # Stabilizing Diffusion LMs, section 5.2, and Diffusion-LM's ROCStories: BERT-base's shape, latent 128.
+    "diffusion_lm_base": {},
+    # Diffusion-LM's E2E: 821 words, latent 16.
+    "diffusion_lm_e2e": {"latent_dim": 16},
+    # 5.7 M parameters with 10,000 types.
+    "diffusion_lm_small": {
+        "model_dim": 256, "ffn_dim": 1024, "attention_heads": 4, "encoder_layers": 4, "latent_dim": 64,
+        "encoder_normalize_before": True, "self_conditioning": True,
+    },
+    "diffusion_lm_tiny": {
+        "model_dim": 64, "ffn_dim": 128, "attention_heads": 2, "encoder_layers": 2, "latent_dim": 32, "time_dim": 32,
+        "encoder_normalize_before": True, "self_conditioning": True,
+    },
+}

@@ -9,6 +9,15 @@ from diffusion_fairseq.modules.attention import Attention, KeyValue
 from diffusion_fairseq.modules.packing import Packing
 
 BERT_LAYER_NORM_EPS = 1e-12  # Devlin et al. (2019), released weights
+INIT_STD = 0.02  # Devlin et al. (2019)
+
+
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation of a linear layer or an embedding; other modules are left alone."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class EncoderLayer(nn.Module):

@@ -38,6 +38,12 @@ class Packing(NamedTuple):
         """Compute the padding of a mask (R, L) too, and only hide it from attention."""
         return cls(tuple(mask.shape), mask)
 
+    def select(self, rows: Tensor) -> "Packing":
+        """The packing of some rows, by index (n,)."""
+        if self.mask is None:
+            return Packing((len(rows), self.shape[1]))
+        return Packing.of(self.mask[rows])
+
     def pack(self, x: Tensor) -> Tensor:
         """(R, L, ...) -> (n, ...)."""
         flat = x.flatten(0, 1)

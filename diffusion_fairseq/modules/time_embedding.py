@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+TIME_SCALE = 1000  # the published networks see t * 1000 / T, whatever T is
+
 
 def sinusoids(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal features (B, dim) of times (B,): cosines first (Nichol & Dhariwal, 2021); dim must be even."""

@@ -1,21 +1,17 @@
 """Pre-training by continuous paragraph denoising (GENIE, section 3.1), on binarised documents."""
 
 import logging
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from fairseq.data import Dictionary, data_utils
 from fairseq.tasks import register_task
 
 from diffusion_fairseq.data.cpd_dataset import DOCUMENT_BREAKS, CPDDataset, example_sizes, split_documents
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+from diffusion_fairseq.tasks.monolingual import MonolingualTask
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 
 logger = logging.getLogger(__name__)
-
-# fairseq's word and BERT's; the first one that a dictionary holds is taken.
-MASKS = ("<mask>", "[MASK]")
 
 
 @dataclass
@@ -44,28 +40,14 @@ class CPDPretrainConfig(Seq2SeqDiffusionConfig):
 
 
 @register_task("cpd_pretrain", dataclass=CPDPretrainConfig)
-class CPDPretrainTask(Seq2SeqDiffusionTask):
-    """Train, validate and generate with a diffusion model that fills a paragraph into a document.
-
-    The mask token must be a word of dict.txt, and is never added in memory: the model of the fine-tuning task then
-    has as many embeddings as this one, whatever loads the weights. A line appended to dict.txt changes no index, so
-    that nothing need be binarised again.
-    """
+class CPDPretrainTask(MonolingualTask):
+    """Train, validate and generate with a diffusion model that fills a paragraph into a document."""
 
     cfg: CPDPretrainConfig
 
     @classmethod
-    def setup_task(cls, cfg: CPDPretrainConfig, **kwargs):
-        """Load the dictionary.
-
-        Raises:
-            UserError: no data, no dictionary or no mask token in it, or an option out of range.
-        """
-        folder = cls.check_options(cfg)
-        for name in ("source_lang", "target_lang"):
-            if cfg[name] is not None:
-                raise UserError(f"--{name.replace('_', '-')} has no use here (documents are of one language, binarised "
-                                "with fairseq-preprocess --only-source): leave it out")
+    def check_options(cls, cfg: CPDPretrainConfig) -> str:
+        folder = super().check_options(cfg)
         if cfg.document_break not in DOCUMENT_BREAKS:
             raise UserError(f"--document-break {cfg.document_break!r} is unknown: choose one of "
                             f"{', '.join(DOCUMENT_BREAKS)}")
@@ -74,12 +56,7 @@ class CPDPretrainTask(Seq2SeqDiffusionTask):
         for name in ("tokens_per_sample", "min_document_tokens"):
             if cfg[name] < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {cfg[name]}")
-        if cfg.seed < 0:
-            raise UserError(f"--seed must not be negative, got {cfg.seed}")
-        dictionary = cls.load_dictionary(os.path.join(folder, "dict.txt"))
-        mask = dictionary[mask_index(dictionary, folder)]
-        logger.info(f"dictionary: {len(dictionary)} types; {mask} stands for a paragraph")
-        return cls(cfg, dictionary, dictionary)
+        return folder
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Load a split of one shard: its documents, and the examples they make.
@@ -88,20 +65,10 @@ class CPDPretrainTask(Seq2SeqDiffusionTask):
             UserError: there is no such split, it is no text, or none of its documents is long enough.
         """
         cfg, dictionary = self.cfg, self.src_dict
-        folder = self.data_folder(split, epoch)
-        path = os.path.join(folder, split)
-        lines = data_utils.load_indexed_dataset(path, dictionary, cfg.dataset_impl, combine=combine)
-        if lines is None:
-            raise UserError(f"{folder} holds no {split}.idx: binarise that split with fairseq-preprocess "
-                            "--only-source, or choose another one")
-        if not len(lines) or any(lines[line][-1:].tolist() != [dictionary.eos()] for line in (0, len(lines) - 1)):
-            raise UserError(f"{path}.bin holds no lines that end in {dictionary[dictionary.eos()]}: binarise the text "
-                            "with fairseq-preprocess --only-source")
-        if np.max(lines.sizes) < 2:
-            raise UserError(f"{path}.bin holds empty lines only")
+        path, lines = self.load_lines(split, epoch, combine)
         documents = split_documents(lines, lines.sizes, self.longest_document(), cfg.document_break, dictionary)
         examples = CPDDataset(
-            documents, dictionary, mask_index(dictionary, folder), seed=cfg.seed, ratio=cfg.paragraph_ratio,
+            documents, dictionary, self.mask, seed=cfg.seed, ratio=cfg.paragraph_ratio,
             min_tokens=cfg.min_document_tokens, shuffle=split != "test", left_pad_source=cfg.left_pad_source,
             num_buckets=cfg.num_batch_buckets, pad_to_multiple=cfg.required_seq_len_multiple,
         )
@@ -129,16 +96,3 @@ class CPDPretrainTask(Seq2SeqDiffusionTask):
             logger.warning(f"documents cut to {longest} tokens, not {cfg.tokens_per_sample} (--tokens-per-sample): no "
                            "more fit --max-source-positions and --max-target-positions")
         return longest
-
-
-def mask_index(dictionary: Dictionary, folder: str) -> int:
-    """Index of the mask token.
-
-    Raises:
-        UserError: the dictionary of this folder has none.
-    """
-    for mask in MASKS:
-        if mask in dictionary:
-            return dictionary.index(mask)
-    raise UserError(f"{os.path.join(folder, 'dict.txt')} lacks the word {MASKS[0]}: append the line '{MASKS[0]} 0', "
-                    "which changes no index, and binarise the fine-tuning data with this dictionary")

@@ -1,6 +1,6 @@
 """Rounding latents to tokens and clamping them to embeddings."""
 
-from typing import Optional
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
@@ -58,3 +58,22 @@ def nearest_tokens(x: Tensor, embedding: Tensor, forbidden: Optional[Tensor] = N
 def clamp_to_tokens(x: Tensor, embedding: Tensor, forbidden: Optional[Tensor] = None) -> Tensor:
     """Replace each vector by its nearest embedding (Li et al., 2022, the clamping trick), in the dtype of x."""
     return embedding[nearest_tokens(x, embedding, forbidden)].to(x.dtype)
+
+
+def embedding_health(embedding: Tensor, sample: int = 1024) -> Dict[str, float]:
+    """Numbers that fall when embeddings (V, D) collapse.
+
+    norm: mean L2 norm; nearest: mean L2 distance to the nearest other embedding, of at most `sample` evenly chosen
+    tokens; rank: exp of the entropy of the normalised singular values of the centred table, from 1 (all on a line) to D
+    (Roy & Vetterli, 2007).
+    """
+    embedding = embedding.detach().float()
+    chosen = torch.linspace(0, len(embedding) - 1, min(sample, len(embedding)), device=embedding.device).long()
+    apart = torch.cdist(embedding[chosen], embedding)
+    apart[torch.arange(len(chosen), device=embedding.device), chosen] = torch.inf
+    centred = embedding - embedding.mean(dim=0)
+    singular = torch.linalg.eigvalsh(centred.t() @ centred).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
+    rank = torch.exp(-torch.xlogy(share, share).sum())
+    found = {"norm": embedding.norm(dim=-1).mean(), "nearest": apart.amin(dim=1).mean(), "rank": rank}
+    return {name: float(value) for name, value in found.items()}
