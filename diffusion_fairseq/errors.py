@@ -1,10 +1,18 @@
 """The one exception that a user's mistake raises, and how it is shown."""
 
 import sys
+from typing import Tuple
 
 
 class UserError(ValueError):
     """Bad input or a bad option: a one-line message that says what is wrong, where, and what to do."""
+
+
+def one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
+    """The value, if it is known. UserError: naming the option and what is."""
+    if value not in known:
+        raise UserError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
+    return value
 
 
 def show_user_errors_in_one_line() -> None:

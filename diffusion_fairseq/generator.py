@@ -15,6 +15,7 @@ from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.guidance import ConditionGuidance, check_guidance, guided_step
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
 from diffusion_fairseq.models.condition import Condition
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
@@ -79,11 +80,14 @@ class Denoiser:
     Args:
         forbidden: (V,) bool, tokens that are never generated.
         clamping_from: the time at and below which estimates are clamped; None: never.
+        guidance_scale: of classifier-free guidance; 1: none.
     """
 
-    def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor]):
+    def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor],
+                 guidance_scale: float = 1.0):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
+        self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale)
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
@@ -98,7 +102,8 @@ class Denoiser:
         if self.given_noise is not None:
             given = memory.values(*xt.shape[:2])
             xt = memory.impose(xt, q_sample(given, self.model.schedule.at(time).cut(xt.size(1)), self.given_noise))
-        self.estimate = self.model.denoise(xt, time, memory, self.rows.packing, self.estimate)
+        denoise = self.model.denoise if self.guidance is None else self.guidance
+        self.estimate = denoise(xt, time, memory, self.rows.packing, self.estimate)
         if self.clamping_from is None or t > self.clamping_from:
             return self.estimate
         packing = self.rows.packing
@@ -114,6 +119,17 @@ class Denoiser:
         if x0 is not self.clamped:
             tokens = self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
+
+    def select(self, sources: Tensor, index: Tensor) -> None:
+        """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
+        before = self.rows
+        self.rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
+        self.clamped = None
+        self.estimate = self.estimate[index, : self.rows.width]
+        if self.given_noise is not None:
+            self.given_noise = self.given_noise[index, : self.rows.width]
+        if self.guidance is not None:
+            self.guidance.select(index, self.rows.width)
 
     def noise(self, counter: int) -> Tensor:
         """Draw number `counter` of every row's noise stream (R, L, D)."""
@@ -145,16 +161,18 @@ class DiffusionGenerator:
             raise UserError(f"--nbest {nbest} exceeds the hypotheses: --candidates times --length-beam is "
                             f"{self.per_source}")
         if sampling.length_beam > 1 and model.length_model != "predicted":
-            raise UserError("--length-beam needs a model trained with --length-model predicted; this one generates "
-                            "padding: take --candidates instead")
+            raise UserError("--length-beam needs a model trained with --length-model predicted, which this one is not: "
+                            "take --candidates instead")
         self.model, self.dictionary, self.sampling = model, dictionary, sampling
         self.max_len_a, self.max_len_b = max_len_a, max_len_b
         self.retain_history = retain_history
         self.levels = self._levels()
         options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
+        check_guidance(model, sampling.guidance_scale)
         self.step = partial(SOLVERS[sampling.solver], **options.get(sampling.solver, {}))
         if sampling.stride_as_published:
             self.step = partial(_one_level_step, self.step, model.schedule)
+        self.step = guided_step(self.step, model, sampling)
         self.clamping_from = self.levels[sampling.clamping_from].t if sampling.clamping else None
         self.steps_used: Counter = Counter()
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
@@ -223,7 +241,8 @@ class DiffusionGenerator:
 
     def denoiser(self, rows: Rows) -> Denoiser:
         """What the solver calls for some rows."""
-        return Denoiser(self.model, rows, self.forbidden.to(rows.keys.device), self.clamping_from)
+        return Denoiser(self.model, rows, self.forbidden.to(rows.keys.device), self.clamping_from,
+                        self.sampling.guidance_scale)
 
     def _denoise(self, rows: Rows) -> Drafts:
         """Run the reverse process; with early exit, rows whose tokens have settled leave it with their memory."""
@@ -273,15 +292,11 @@ class DiffusionGenerator:
     @staticmethod
     def _compact(denoise: Denoiser, state: SamplerState, live: Live, sources: Tensor, index: Tensor):
         """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
-        before = denoise.rows
-        denoise.rows = rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
-        denoise.clamped = None
-        denoise.estimate = denoise.estimate[index, : rows.width]
-        if denoise.given_noise is not None:
-            denoise.given_noise = denoise.given_noise[index, : rows.width]
-        state = SamplerState(state.xt[index, : rows.width], state.pred_x0[index, : rows.width],
-                             state.level.cut(rows.width), state.pred_level.cut(rows.width))
-        return state, live.select(index, rows.width)
+        denoise.select(sources, index)
+        width = denoise.rows.width
+        state = SamplerState(state.xt[index, :width], state.pred_x0[index, :width],
+                             state.level.cut(width), state.pred_level.cut(width))
+        return state, live.select(index, width)
 
     def buckets(self, encoded: Condition, src_tokens: Tensor,
                 ids: Optional[Tensor] = None) -> Iterator[Tuple[List[int], Rows]]:
@@ -297,6 +312,7 @@ class DiffusionGenerator:
             keys = combine(keys, ids.to(keys.device))
         keys = combine(keys[:, None], candidates)
         lengths = lengths[:, None, :].expand(-1, len(candidates), -1).flatten(1)
+        lengths = lengths + encoded.begins(len(lengths))[:, None]
         keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten(1)
         memory = self.model.memory(encoded)
         widths = [aligned(longest) for longest in lengths.amax(dim=1).tolist()]
@@ -314,7 +330,7 @@ class DiffusionGenerator:
         limits = (self.max_len_a * source_lengths + self.max_len_b).long()
         limits = limits.clamp(1, self.model.max_target_positions)
         if self.model.length_model != "predicted":
-            return self.model.generation_lengths(limits)[:, None]
+            return self.model.generation_lengths(limits, encoded)[:, None]
         logits = self.model.length_logits(encoded)
         too_long = torch.arange(logits.size(1), device=logits.device) > limits[:, None]
         lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)
@@ -326,14 +342,17 @@ class DiffusionGenerator:
         history = None if drafts.history is None else drafts.history.cpu()
         given = rows.memory.given(*drafts.tokens.shape)
         words = None if given is None else given.cpu() & ~self._ends(tokens)
+        begins = rows.memory.begins(len(tokens)).tolist()
         hypotheses = []
-        for row, length in enumerate(rows.lengths.tolist()):
-            least = 0 if words is None or not words[row].any() else int(words[row].nonzero().max()) + 1
-            kept = self._kept(tokens[row, :length], least)
-            positional = scores[row, :kept].clone()
-            past = [] if history is None else history[: steps[row], row, :length]
+        for row, (begin, end) in enumerate(zip(begins, rows.lengths.tolist())):
+            text = slice(begin, end)
+            given_words = None if words is None else words[row, text].nonzero()
+            least = 0 if given_words is None or not len(given_words) else int(given_words.max()) + 1
+            kept = self._kept(tokens[row, text], least)
+            positional = scores[row, begin : begin + kept].clone()
+            past = [] if history is None else history[: steps[row], row, text]
             hypotheses.append({
-                "tokens": self._ended(tokens[row, :kept]), "positional_scores": positional,
+                "tokens": self._ended(tokens[row, begin : begin + kept]), "positional_scores": positional,
                 "score": float(positional.mean()), "attention": None, "alignment": None, "steps": steps[row],
                 "history": [{"tokens": self._ended(step[: self._kept(step, least)])} for step in past],
             })

@@ -31,7 +31,7 @@ def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line
     Raises:
         CommandFailed: it ended with another status than 0.
     """
-    with log.open(mode, encoding="utf-8") as kept:
+    with log.open(mode, buffering=1, encoding="utf-8") as kept:
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
                                    cwd=REPOSITORY, env=ENVIRONMENT)
         try:

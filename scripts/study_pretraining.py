@@ -11,12 +11,14 @@ study.json, study.txt and study.png into --output. Interrupted, it goes on where
 
 import argparse
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
-from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, run
+from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, CommandFailed, fairseq, run
 from _evaluation import evaluate
 from _generated import read_generated, read_lines
 from _study import read_rows, write_rows
@@ -85,13 +87,22 @@ def measure(arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
     rows = read_rows(file)
     starts = [Start(0, None), *sorted(arguments.checkpoint)]
     runs = [(origin, seed) for seed in range(1, arguments.seeds + 1) for origin in starts]
-    for origin, seed in tqdm(runs, unit=" trainings"):
-        name = f"{origin.updates}-seed{seed}"
-        if name not in rows:
-            averaged = fine_tune(arguments.work, origin, seed, arguments.output / name, arguments.train)
-            rows[name] = {"updates": origin.updates, "seed": seed,
-                          "scores": score(arguments.work, averaged, arguments)}
-            write_rows(file, rows)
+
+    def one(origin: Start, seed: int) -> Dict:
+        folder = arguments.output / f"{origin.updates}-seed{seed}"
+        averaged = fine_tune(arguments.work, origin, seed, folder, arguments.train)
+        return {"updates": origin.updates, "seed": seed, "scores": score(arguments.work, averaged, arguments)}
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        waiting = {pool.submit(one, *run): f"{run[0].updates}-seed{run[1]}" for run in runs
+                   if f"{run[0].updates}-seed{run[1]}" not in rows}
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), unit=" trainings"):
+                rows[waiting[done]] = done.result()
+                write_rows(file, rows)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return rows
 
 
@@ -155,6 +166,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="a start: a checkpoint after so many updates of pre-training; repeatable")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
     parser.add_argument("--seeds", type=int, default=3, help="trainings from each start (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="trainings at a time, which share the cores: small models train two at a time faster than "
+                             "one after the other (default: 1)")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
     parser.add_argument("--steps", type=int, default=20, help="reverse steps, clamped (default: 20)")
@@ -166,8 +180,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("no options of fairseq-train: give them after --")
     if len({origin.updates for origin in arguments.checkpoint}) < len(arguments.checkpoint):
         parser.error("two --checkpoint options have the same number of updates")
-    if arguments.seeds < 1:
-        parser.error("--seeds must be at least 1")
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error("--seeds and --jobs must be at least 1")
     return arguments
 
 
@@ -182,6 +196,8 @@ def main() -> None:
     arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
     arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
     arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.jobs > 1:
+        ENVIRONMENT.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     rows = measure(arguments, arguments.output / "study.json")
     copied = next(iter(rows.values()))["scores"]["copy of the source"]
     said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.seeds} seed(s); ROUGE "

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 import diffusion_fairseq
 from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
-from diffusion_fairseq.models.config import DiffusionLMConfig, GenieConfig
+from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig
+from diffusion_fairseq.models.diffuseq import DiffuSeqModel
 from diffusion_fairseq.models.diffusion_lm import DiffusionLMModel
 from diffusion_fairseq.models.genie import GenieModel
-from diffusion_fairseq.models.presets import DIFFUSION_LM, GENIE
+from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.text.embedding import clamp_to_tokens
 
@@ -37,9 +38,17 @@ def make_genie(dictionary: Dictionary, seed: int = 0, **options) -> GenieModel:
     torch.manual_seed(seed)
     sizes = dict(GENIE["genie_tiny"], dropout=0.0, max_source_positions=32, max_target_positions=24)
     cfg = OmegaConf.structured(GenieConfig(**{**sizes, **options}))
-    model = GenieModel(cfg, len(dictionary), len(dictionary), dictionary.pad())
+    model = GenieModel(cfg, len(dictionary), len(dictionary), dictionary.pad(), dictionary.eos())
     model.eval()
     return model
+
+
+def make_diffuseq(dictionary: Dictionary, seed: int = 0, **options) -> DiffuSeqModel:
+    """A tiny DiffuSeq with random weights, in evaluation mode, without dropout unless asked for."""
+    torch.manual_seed(seed)
+    sizes = dict(DIFFUSEQ["diffuseq_tiny"], dropout=0.0, max_source_positions=16, max_target_positions=16)
+    cfg = OmegaConf.structured(DiffuSeqConfig(**{**sizes, **options}))
+    return DiffuSeqModel(cfg, len(dictionary), dictionary.pad(), dictionary.eos()).eval()
 
 
 def make_diffusion_lm(dictionary: Dictionary, seed: int = 0, **options) -> DiffusionLMModel:
@@ -71,7 +80,7 @@ def make_sample(dictionary: Dictionary, lengths, seed: int = 0, width: int = 0):
 
 
 def make_task(dictionary: Dictionary) -> SimpleNamespace:
-    return SimpleNamespace(target_dictionary=dictionary, source_dictionary=dictionary, serves_diffusion=True)
+    return SimpleNamespace(target_dictionary=dictionary, source_dictionary=dictionary, prompts=False)
 
 
 def clamped_sampling(model, memory, given):

@@ -97,6 +97,16 @@ def test_clean_given_tokens_are_not_noised_and_count_in_no_loss():
     assert parts.rounding_nll[~parts.counts].eq(0).all()
 
 
+def test_noised_given_tokens_enter_at_the_level_of_the_others():
+    model, seen = MODELS["noised"], []
+    hook = model.up_projection.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][:, :32].clone()))
+    write(model, batch("abcdefabcdefabcd"), diffusion_steps=10)
+    hook.remove()
+    clean = model.embedding(torch.tensor(prompt("abcdefabcdefabcd")))
+    errors = [(xt[:16] - clean).square().mean().item() for xt in seen]
+    assert errors[0] > 1.5 and errors[-1] < 0.1 and all(a > b for a, b in zip(errors, errors[1:]))
+
+
 def test_a_model_that_noises_all_learns_from_all():
     model = make_diffusion_lm(DICTIONARY).train()
     text = torch.tensor([prompt("abcdef.")])

@@ -1,9 +1,11 @@
 """metrics/diversity.py against values worked out by hand."""
 
 import math
+import random
 
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import diversity
@@ -22,6 +24,22 @@ def test_self_bleu_of_equal_and_of_unlike_candidates():
         diversity.self_bleu([np.ones((1, 1))])
     with pytest.raises(UserError, match="no sentence"):
         diversity.self_bleu([])
+
+
+def test_self_bleu_of_a_corpus_is_bleu_against_all_others():
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcdefg", k=rng.randrange(9))) for _ in range(30)] + ["x y z", "a b c d e f"]
+    metric = BLEU(tokenize="none", effective_order=True, lowercase=False)
+    against = [metric.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    assert diversity.self_bleu_of_corpus(texts) == pytest.approx(sum(against) / len(against))
+    assert diversity.self_bleu_of_corpus(["a b c d e"] * 3) == pytest.approx(100)
+    assert diversity.self_bleu_of_corpus(["a a", "b"]) == 0
+    # "a a" has two matches with the three of the other, which has three, clipped to two
+    pair = ["a a", "a a a"]
+    expected = 100 * (math.exp(1 - 3 / 2) + math.exp((math.log(2 / 3) + math.log(1 / 2) + math.log(1 / 2)) / 3)) / 2
+    assert diversity.self_bleu_of_corpus(pair) == pytest.approx(expected)
+    with pytest.raises(UserError, match="two or more"):
+        diversity.self_bleu_of_corpus(["a"])
 
 
 def test_distinct_counts_over_the_corpus():
@@ -62,6 +80,7 @@ def test_zipf_of_too_few_words():
 def test_lengths_and_empty_outputs():
     assert diversity.mean_words(["a  b", "", "c"]) == 1
     assert diversity.empty_share(["a", "", "  ", "<pad> [PAD]", "<pad> a"]) == pytest.approx(3 / 5)
-    for measure in (diversity.mean_words, diversity.empty_share):
+    assert diversity.duplicate_share(["a b", "c", "a  b", "", "", "a b"]) == pytest.approx(2 / 6)
+    for measure in (diversity.mean_words, diversity.empty_share, diversity.duplicate_share):
         with pytest.raises(UserError, match="no text"):
             measure([])

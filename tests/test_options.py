@@ -9,8 +9,8 @@ from fairseq.tasks.translation import TranslationConfig
 
 from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
-from diffusion_fairseq.models.config import DiffusionLMConfig, GenieConfig, TransformerConfig
-from diffusion_fairseq.models.presets import DIFFUSION_LM, GENIE
+from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig, TransformerConfig
+from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
 from diffusion_fairseq.scoring.rouge import RougeScorerConfig
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTaskConfig
@@ -38,11 +38,12 @@ OPTIONS = {
         "max_target_positions", "tokens_per_sample", "document_break", "paragraph_ratio", "min_document_tokens",
     },
     DiffusionVLBConfig: {
-        "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "mse_weight", "rounding_weight",
-        "prior_weight", "length_weight",
+        "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "given_in_loss", "mse_weight",
+        "rounding_weight", "prior_weight", "length_weight",
     },
     DiffusionAnchorConfig: {"rounding_weight", "anchor_weight", "label_smoothing", "detach"},
     DiffusionLMConfig: {"encoder_layers", "length_model", "given_tokens"},
+    DiffuSeqConfig: {"encoder_layers", "noising", "mark_source", "double_separator", "jitter_source"},
     DiffusionLMTaskConfig: {
         "tokens_per_sample", "sample_break_mode", "masking", "given_positions", "prompt_length", "max_source_positions",
         "max_target_positions",
@@ -61,6 +62,7 @@ INHERITED = {
     DiffusionLMTaskConfig: (Seq2SeqDiffusionConfig,),
     DiffusionAnchorConfig: (DiffusionVLBConfig,),
     DiffusionLMConfig: (TransformerConfig,),
+    DiffuSeqConfig: (TransformerConfig,),
 }
 
 
@@ -100,7 +102,7 @@ def test_every_option_is_read(config):
 
 
 def test_presets_name_real_options():
-    for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig)):
+    for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig), (DIFFUSEQ, DiffuSeqConfig)):
         for arch, preset in presets.items():
             assert set(preset) <= {field.name for field in dataclasses.fields(config)} - TAKEN_OVER, arch
 

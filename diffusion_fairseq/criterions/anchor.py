@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.diffusion.losses import weighted_sum
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.training_pass import GRADIENT_PATHS, Objective, TrainingPass
+from diffusion_fairseq.models.training_pass import GRADIENT_PATHS, TrainingPass
 
 
 @dataclass
@@ -52,8 +52,8 @@ class DiffusionAnchorCriterion(DiffusionVLBCriterion):
         detached = frozenset() if cfg.detach == "none" else frozenset(cfg.detach.split(","))
         if not detached <= GRADIENT_PATHS.keys():
             raise UserError(f"--detach {cfg.detach!r}: choose among {', '.join(GRADIENT_PATHS)}, or none")
-        self.objective = Objective(rounding=cfg.rounding_weight != 0, anchor=True,
-                                   label_smoothing=cfg.label_smoothing, detached=detached)
+        self.objective = self.objective._replace(rounding=cfg.rounding_weight != 0, anchor=True,
+                                                 label_smoothing=cfg.label_smoothing, detached=detached)
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         terms = super().terms(parts, t, weight, schedule)

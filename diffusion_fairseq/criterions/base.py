@@ -40,6 +40,11 @@ class DiffusionCriterionConfig(FairseqDataclass):
         metadata={"help": "count every modelled padding position like a word, as the published code does; by "
                           "default the padding of a sentence counts as one position"},
     )
+    given_in_loss: bool = field(
+        default=False,
+        metadata={"help": "count the given positions of a sequence like the generated ones: with DiffuSeq the source, "
+                          "as published, which dilutes the loss by what is easily known"},
+    )
 
 
 class DiffusionCriterion(FairseqCriterion):
@@ -53,7 +58,7 @@ class DiffusionCriterion(FairseqCriterion):
         if cfg.timesteps_per_encoding < 1:
             raise UserError(f"--timesteps-per-encoding must be at least 1, got {cfg.timesteps_per_encoding}")
         self.cfg = cfg
-        self.objective = Objective()
+        self.objective = Objective(given=cfg.given_in_loss)
         # Of the embeddings as they were at their last update: validation has many batches and one table.
         self._health: Tuple[int, Dict[str, float]] = (-1, {})
 
@@ -133,10 +138,7 @@ class DiffusionCriterion(FairseqCriterion):
     @staticmethod
     def length_loss(parts: TrainingPass) -> Tensor:
         """-log p(length), summed over the sentences."""
-        copies = len(parts.counts) // len(parts.length_logits)
-        return torch.nn.functional.cross_entropy(
-            parts.length_logits, parts.counts[::copies].sum(dim=1), reduction="sum"
-        )
+        return torch.nn.functional.cross_entropy(parts.length_logits, parts.lengths, reduction="sum")
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

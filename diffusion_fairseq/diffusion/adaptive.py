@@ -4,14 +4,15 @@ from typing import Optional
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion_fairseq.diffusion.schedules import CLEAN, DiscreteSchedule, NoiseLevel, strided_grid
+from diffusion_fairseq.diffusion.position_schedule import PositionSchedule
+from diffusion_fairseq.diffusion.schedules import DiscreteSchedule
 
 LEAST_RISE = 1e-5  # of the loss from bin to bin, as published: a curve that rises throughout can be inverted
 
 
-class AdaptiveSchedule(nn.Module):
+class AdaptiveSchedule(PositionSchedule):
     """A discrete schedule whose levels are moved in t, position by position, until the loss that a model has at them
     is linear in t (SeqDiffuSeq: Yuan et al., 2022, section 4.2).
 
@@ -31,7 +32,6 @@ class AdaptiveSchedule(nn.Module):
 
     def __init__(self, start: DiscreteSchedule, num_positions: int, every: int, begin: int = 0, *,
                  steps_per_bin: int = 20, least: int = 10):
-        super().__init__()
         if every < 1 or begin < 0:
             raise ValueError("an adaptive noise schedule changes every 1 or more updates, from update 0 or a later one "
                              f"on; got every {every}, from {begin} on")
@@ -41,30 +41,15 @@ class AdaptiveSchedule(nn.Module):
             # Through two means goes a straight line, which changes nothing.
             raise ValueError(f"an adaptive noise schedule averages losses over {steps_per_bin} timesteps and takes at "
                              f"least {3 * steps_per_bin} of them, got {start.num_timesteps}")
-        self.every, self.begin, self.steps_per_bin, self.least = every, begin, steps_per_bin, least
         log_snr = start.alphas_cumprod.logit()
         if not torch.isfinite(log_snr).all():
             raise ValueError("an adaptive noise schedule cannot start from one with a level without noise or signal")
         # A row for each position, so that they can be cut and lengthened like tables of positions.
-        self.register_buffer("log_snr", log_snr.repeat(num_positions, 1))
+        super().__init__(log_snr.repeat(num_positions, 1))
+        self.every, self.begin, self.steps_per_bin, self.least = every, begin, steps_per_bin, least
         self.register_buffer("losses", log_snr.new_zeros(num_positions, bins))
         self.register_buffer("counts", log_snr.new_zeros(num_positions, bins))
         self._updates: Optional[int] = None
-
-    @property
-    def num_timesteps(self) -> int:
-        return self.log_snr.size(1)
-
-    def at(self, t: Tensor) -> NoiseLevel:
-        """The levels of all positions at integer times t (any shape), on the device of t: alpha and sigma have the
-        shape of t and one dimension more, (1, L) for a single time."""
-        times = torch.atleast_1d(t).to(self.log_snr.device)
-        log_snr = self.log_snr.t()[times].masked_fill((times == CLEAN)[..., None], torch.inf)
-        return NoiseLevel(t, *(x.sigmoid().sqrt().to(t.device) for x in (log_snr, -log_snr)))
-
-    def grid(self, num_steps: int, name: str = "uniform") -> Tensor:
-        """As DiscreteSchedule.grid; all positions share the times, which are spaced by their mean log-SNR."""
-        return strided_grid(num_steps, name, (-self.log_snr.mean(dim=0) / 2).exp().cpu())
 
     def observe(self, t: Tensor, losses: Tensor, mask: Tensor) -> None:
         """Gather the losses (B, L') of examples at times t (B,), where mask (B, L') is True; positions beyond L are
@@ -110,14 +95,6 @@ class AdaptiveSchedule(nn.Module):
         wanted = curve[:, :1] + share * (curve[:, -1:] - curve[:, :1])
         moved = interpolate(wanted, curve, log_snr)
         return torch.cat([log_snr[:, :1], moved[:, 1:-1], log_snr[:, -1:]], dim=1)
-
-    def _apply(self, fn, *args, **kwargs):
-        """Move the tables with the model, but never cast them."""
-        tables = dict(self._buffers)
-        super()._apply(fn, *args, **kwargs)
-        for name, table in tables.items():
-            self._buffers[name] = table.to(self._buffers[name].device)
-        return self
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -6,15 +6,14 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_fairseq.diffusion.process import q_sample, x0_from_eps
-from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
-from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.condition import Encoded, Memory
+from diffusion_fairseq.errors import UserError, one_of
+from diffusion_fairseq.models.condition import Condition
 from diffusion_fairseq.models.config import PARAMETERIZATIONS, DiffusionModelConfig
+from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
 from diffusion_fairseq.models.noise import model_schedule
 from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
@@ -36,13 +35,7 @@ def _latents_at_once(num_tokens: int) -> int:
     return max(1, LOGITS_AT_ONCE // num_tokens // ALIGNMENT) * ALIGNMENT
 
 
-def one_of(option: str, value: str, known: Tuple[str, ...]) -> str:
-    if value not in known:
-        raise UserError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
-    return value
-
-
-class DiffusionModel(BaseFairseqModel):
+class DiffusionModel(LearnsTimesteps):
     """A denoiser of embeddings with its noise schedule.
 
     Subclasses give `encode`, `memory`, `network`, `transformer_layers` and, for predicted lengths, `length_logits`;
@@ -52,19 +45,26 @@ class DiffusionModel(BaseFairseqModel):
         cfg: the model's options.
         num_tokens: size of the target dictionary.
         pad: index of padding.
+        longest_sequence: positions that are denoised together, at most; default: those of a target.
     Raises:
         UserError: an option that gives no model.
     """
 
     LENGTH_MODELS: Tuple[str, ...] = ("fixed", "longest", "predicted")
-    # Index of the token that stands for a position to generate, where sources are prompts.
+    # Whether sources are prompts: the sequences themselves, with a mask token wherever one is generated.
+    prompts = False
+    # Index of that token.
     mask: Optional[int] = None
     # Whether equal sources are to get different texts, by their number in the data.
     numbered = False
     # Whether given tokens are seen at the noise level of those that are generated.
     noises_given = False
+    # Whether given tokens are seen with the noise of x_0 in training.
+    jitters_given = False
+    # The token of which the empty condition is made, where the model has a condition to drop.
+    empty: Optional[int] = None
 
-    def __init__(self, cfg: DiffusionModelConfig, num_tokens: int, pad: int):
+    def __init__(self, cfg: DiffusionModelConfig, num_tokens: int, pad: int, longest_sequence: Optional[int] = None):
         super().__init__()
         self.schedule = model_schedule(cfg)
         if cfg.latent_dim < 2 or cfg.latent_dim % 2:
@@ -73,8 +73,12 @@ class DiffusionModel(BaseFairseqModel):
         self.length_model = one_of("--length-model", cfg.length_model, self.LENGTH_MODELS)
         self.self_conditioning = cfg.self_conditioning
         self.length_margin = cfg.length_margin
+        if not 0 <= cfg.condition_dropout < 1:
+            raise UserError(f"--condition-dropout must be at least 0 and less than 1, got {cfg.condition_dropout}")
+        self.condition_dropout = cfg.condition_dropout
         self.max_source_positions = cfg.max_source_positions
         self.max_target_positions = cfg.max_target_positions
+        self.longest_sequence = longest_sequence or cfg.max_target_positions
         self.pad = pad
         # Fingerprints of the source and target dictionaries, where the task gives them: kept beside the weights.
         self.dictionaries: Dict[str, str] = {}
@@ -85,20 +89,37 @@ class DiffusionModel(BaseFairseqModel):
         # The longest target met in training; floating point, because EMA also averages buffers.
         self.register_buffer("longest_target", torch.zeros(()))
 
-    def encode(self, src_tokens: Tensor) -> Encoded:
+    def encode(self, src_tokens: Tensor) -> Condition:
         """Encode a source (B, S); once per sentence."""
         raise NotImplementedError
 
-    def memory(self, encoded: Encoded) -> Memory:
+    def memory(self, encoded: Condition) -> Condition:
         """Each layer's cross-attention keys and values; once per sentence."""
         raise NotImplementedError
 
-    def network(self, xt: Tensor, t: Tensor, memory: Memory, packing: Packing, previous: Optional[Tensor]) -> Tensor:
+    def unconditional(self, memory: Condition) -> Condition:
+        """The memory of the empty condition, for the rows of a memory."""
+        raise NotImplementedError
+
+    def without_condition(self, src_tokens: Tensor) -> Tensor:
+        """The empty condition in place of each source (B, S): as many empty tokens."""
+        return src_tokens.masked_fill(src_tokens != self.pad, self.empty)
+
+    def drop_conditions(self, src_tokens: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+        """In training put the empty condition in place of a source (B, S) with the probability of --condition-dropout
+        (Ho & Salimans, 2022, algorithm 1)."""
+        if not self.training or not self.condition_dropout:
+            return src_tokens
+        drawn = torch.rand(len(src_tokens), 1, generator=generator, device=src_tokens.device)
+        return torch.where(drawn < self.condition_dropout, self.without_condition(src_tokens), src_tokens)
+
+    def network(self, xt: Tensor, t: Tensor, memory: Condition, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         """The network's output (N * B, L, D), in its own dtype."""
         raise NotImplementedError
 
-    def length_logits(self, encoded: Encoded) -> Tensor:
-        """Scores (B, max_target_positions + 1) of the target's length, under --length-model predicted."""
+    def length_logits(self, encoded: Condition) -> Tensor:
+        """Scores (B, max_target_positions + 1) of the target's length, under --length-model predicted. Lengths are few
+        and soon learned by heart: they must not shape the encoder."""
         raise NotImplementedError
 
     def prepare_for_inference_(self, cfg) -> None:
@@ -127,7 +148,7 @@ class DiffusionModel(BaseFairseqModel):
             return output
         return x0_from_eps(xt, output, self.schedule.at(t).cut(xt.size(1)))
 
-    def denoise(self, xt: Tensor, t: Tensor, memory: Memory, packing: Optional[Packing] = None,
+    def denoise(self, xt: Tensor, t: Tensor, memory: Condition, packing: Optional[Packing] = None,
                 previous: Optional[Tensor] = None) -> Tensor:
         """Estimate x0, in float32, whatever the parameterisation and the dtype of the weights.
 
@@ -179,20 +200,13 @@ class DiffusionModel(BaseFairseqModel):
         """A search for the token with the nearest embedding, the forbidden ones (V,) left out."""
         return TokenSearch.nearest(self.embedding.weight, forbidden)
 
-    def timestep_sampler(self, name: str) -> UniformTimesteps:
-        """The training law of t; kept in the model, so that what it has learned is saved with the weights."""
-        sampler = TIMESTEP_SAMPLERS[one_of("--timestep-sampler", name, tuple(TIMESTEP_SAMPLERS))]
-        if type(getattr(self, "timesteps", None)) is not sampler:
-            self.timesteps = sampler(self.schedule.num_timesteps).to(self.embedding.weight.device)
-        return self.timesteps
-
     def modelled_target(self, target: Tensor) -> Tensor:
-        """Pad or cut a target (B, L) to the positions that are modelled."""
+        """Pad or cut a sequence (B, L) to the positions that are modelled."""
         length = target.size(1)
         if self.length_model == "fixed":
-            length = self.max_target_positions
+            length = self.longest_sequence
         elif self.length_model == "longest":
-            length = min(length + self.length_margin, self.max_target_positions)
+            length = min(length + self.length_margin, self.longest_sequence)
         if self.training:
             self.longest_target.clamp_(min=length)
         return F.pad(target, (0, length - target.size(1)), value=self.pad)
@@ -210,12 +224,12 @@ class DiffusionModel(BaseFairseqModel):
             start_noise, noise: (B * k, L, D), the noise of x0 and of xt; drawn where not given.
             objective: what is wanted, and which gradients.
         """
-        copies = len(t) // len(src_tokens)
-        target = self.modelled_target(target).repeat_interleave(copies, dim=0)
-        encoded = self.encode(src_tokens)
+        copies, lengths = len(t) // len(src_tokens), (target != self.pad).sum(dim=1)
+        encoded = self.encode(self.drop_conditions(src_tokens, generator))
         memory = self.memory(encoded)
+        target = self.modelled_target(self.sequence(encoded, target)).repeat_interleave(copies, dim=0)
         given = memory.given(*target.shape)
-        generated = torch.ones_like(target, dtype=torch.bool) if given is None else ~given
+        generated = torch.ones_like(target, dtype=torch.bool) if given is None or objective.given else ~given
         counts = (target != self.pad) & generated
         modelled = generated if self.length_model in PADDING_MODELLED else counts
         packing = Packing.of(modelled if given is None else modelled | given)
@@ -228,6 +242,8 @@ class DiffusionModel(BaseFairseqModel):
         x0 = q_sample(embedded, first._replace(alpha=torch.ones_like(first.alpha)),
                       draw() if start_noise is None else start_noise)
         noise = draw() if noise is None else noise
+        if self.training and self.jitters_given:
+            memory = memory._replace(embedded=x0)
         xt = q_sample(objective.through("input", x0), level, noise)
 
         previous = None
@@ -250,32 +266,25 @@ class DiffusionModel(BaseFairseqModel):
             prediction=output, aim=x0 if self.parameterization == "x0" else noise, pred_x0=pred_x0,
             rounding_nll=nll("rounding", objective.through("rounding-x0", x0)) if objective.rounding else None,
             anchor_nll=nll("anchor", pred_x0) if objective.anchor else None,
-            # Lengths are few and soon learned by heart: they must not shape the encoder.
-            length_logits=(
-                self.length_logits(encoded._replace(hidden=encoded.hidden.detach()))
-                if self.length_model == "predicted" else None
-            ),
+            length_logits=self.length_logits(encoded) if self.length_model == "predicted" else None,
+            lengths=lengths,
         )
 
-    def generation_lengths(self, limits: Tensor) -> Tensor:
+    def sequence(self, encoded: Condition, target: Tensor) -> Tensor:
+        """What is denoised (B, L) for a target (B, L'): by default itself."""
+        return target
+
+    def generation_lengths(self, limits: Tensor, encoded: Condition) -> Tensor:
         """How many positions to generate where padding is modelled, at most `limits` (B,)."""
-        trained = self.max_target_positions
+        trained = self.longest_sequence
         if self.length_model == "longest":
             trained = max(1, math.ceil(self.longest_target.item()))
         return limits.clamp(max=trained)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
-        """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none; take over
-        tables of other lengths."""
-        prefix = name + "." if name else ""
-        learned = {key for key in state_dict if key.startswith(prefix + "timesteps.")}
-        if learned and not hasattr(self, "timesteps"):
-            self.timestep_sampler("loss-second-moment")
-        if not learned and hasattr(self, "timesteps"):
-            for key, value in self.timesteps.state_dict().items():
-                state_dict[prefix + "timesteps." + key] = value
+        """As LearnsTimesteps; take over tables of other lengths."""
         super().upgrade_state_dict_named(state_dict, name)
-        self._fit_lengths(state_dict, prefix)
+        self._fit_lengths(state_dict, name + "." if name else "")
 
     def _fit_lengths(self, state_dict: Dict[str, Any], prefix: str) -> None:
         """Take over the rows that a longer or shorter table of positions or lengths has in common with ours; further
@@ -357,13 +366,14 @@ class DiffusionModel(BaseFairseqModel):
 
     @classmethod
     def check_task(cls, task) -> None:
-        """Refuse a task that cannot serve a diffusion model.
+        """Refuse a task whose data are of another kind.
 
         Raises:
             UserError: naming the task to use.
         """
-        if not getattr(task, "serves_diffusion", False):
+        if getattr(task, "prompts", None) != cls.prompts:
             raise UserError(
-                f"{cls.__name__} is a diffusion model and cannot run under the task of class "
-                f"{type(task).__name__}: pass --task seq2seq_diffusion"
+                f"{cls.__name__} is a diffusion model that {'fills prompts' if cls.prompts else 'reads a source'} and "
+                f"cannot run under the task of class {type(task).__name__}: pass --task "
+                f"{'diffusion_lm' if cls.prompts else 'seq2seq_diffusion'}"
             )

@@ -17,6 +17,10 @@ class Encoded(NamedTuple):
     mask: Tensor
     packing: Packing
 
+    def begins(self, rows: int) -> Tensor:
+        """Where the text begins in each of the rows (rows,) that are denoised."""
+        return self.mask.new_zeros(rows, dtype=torch.int64)
+
 
 class Memory(NamedTuple):
     """What no diffusion step changes: each layer's cross-attention keys and values, and their mask."""
@@ -45,19 +49,25 @@ class Memory(NamedTuple):
         """tokens (R, L) with those that are given in their places."""
         return tokens
 
+    def begins(self, rows: int) -> Tensor:
+        """Where the text begins in each of the rows (rows,)."""
+        return self.layers[0].key.new_zeros(rows, dtype=torch.int64)
+
 
 class Prompt(NamedTuple):
     """Sequences of which some positions are given and the others are generated: both `encode` and `memory` of a model
     without an encoder.
 
     tokens (B, L); mask (B, L) bool, True where a position counts; fixed (B, L) bool, True where its token is given, or
-    None where no prompt gives any; embedded (B, L, D) float32.
+    None where no prompt gives any; embedded (B, L, D) float32; offset (B,) how many first positions are no part of the
+    text that is written, or None where all are.
     """
 
     tokens: Tensor
     mask: Tensor
     fixed: Optional[Tensor]
     embedded: Tensor
+    offset: Optional[Tensor] = None
 
     @property
     def num_sources(self) -> int:
@@ -65,8 +75,7 @@ class Prompt(NamedTuple):
 
     def select(self, rows: Tensor) -> "Prompt":
         """Some prompts, by index (n,)."""
-        return Prompt(self.tokens[rows], self.mask[rows], None if self.fixed is None else self.fixed[rows],
-                      self.embedded[rows])
+        return Prompt(*(None if field is None else field[rows] for field in self))
 
     def _fit(self, x: Tensor, rows: int, width: int) -> Tensor:
         """(B, L, ...) -> (rows, width, ...): rows of one prompt side by side, zeros beyond its end."""
@@ -94,6 +103,12 @@ class Prompt(NamedTuple):
         if self.fixed is None:
             return tokens
         return torch.where(self.given(*tokens.shape), self._fit(self.tokens, *tokens.shape), tokens)
+
+    def begins(self, rows: int) -> Tensor:
+        """Where the text begins in each of the rows (rows,)."""
+        if self.offset is None:
+            return self.tokens.new_zeros(rows)
+        return self.offset.repeat_interleave(rows // len(self.offset))
 
 
 Condition = Union[Encoded, Memory, Prompt]

@@ -10,6 +10,7 @@ from diffusion_fairseq.diffusion.schedules import SCHEDULES
 
 PARAMETERIZATIONS = ("x0", "noise")
 GIVEN_TOKENS = ("noised", "clean")
+NOISING = ("partial", "full")
 
 
 @dataclass
@@ -58,6 +59,11 @@ class DiffusionModelConfig(FairseqDataclass):
         metadata={"help": "feed the network its previous estimate of x0; better text for about a sixth more "
                           "training time, nothing more per generation step"},
     )
+    condition_dropout: float = field(
+        default=0.0,
+        metadata={"help": "probability with which a source is replaced by the empty condition in training, so that "
+                          "generation can use --guidance-scale (classifier-free guidance); 0.1 is usual"},
+    )
     length_model: str = field(
         default="fixed",
         metadata={"help": "how the model knows the target's length: fixed (padding up to --max-target-positions is "
@@ -69,13 +75,12 @@ class DiffusionModelConfig(FairseqDataclass):
         default=4,
         metadata={"help": "padding positions beyond the batch's longest target under --length-model longest"},
     )
-    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
     max_source_positions: int = II("task.max_source_positions")
     max_target_positions: int = II("task.max_target_positions")
 
 
 @dataclass
-class TransformerConfig(DiffusionModelConfig):
+class TransformerSizes(FairseqDataclass):
     """Sizes of a transformer."""
 
     model_dim: int = field(default=768, metadata={"help": "width of the transformer layers"})
@@ -88,6 +93,12 @@ class TransformerConfig(DiffusionModelConfig):
         metadata={"help": "layer norm before each encoder sub-layer: trains from scratch with a short warm-up. "
                           "The published encoder (BERT) has it after"},
     )
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+
+
+@dataclass
+class TransformerConfig(TransformerSizes, DiffusionModelConfig):
+    """A diffusion model that is a transformer."""
 
 
 @dataclass
@@ -122,4 +133,28 @@ class DiffusionLMConfig(TransformerConfig):
         metadata={"help": "how the network sees the given tokens of a prompt: noised (all positions are noised in "
                           "training, and given tokens enter at the noise level of the others: Diffusion-LM), clean "
                           "(trained with --masking other than full: given tokens are never noised)"},
+    )
+
+
+@dataclass
+class DiffuSeqConfig(TransformerConfig):
+    """Sizes of a DiffuSeq: one bidirectional encoder over source and target."""
+
+    encoder_layers: int = field(default=12, metadata={"help": "layers of the bidirectional encoder"})
+    noising: str = field(
+        default="partial",
+        metadata={"help": "what is noised: partial (the target; the source is given: DiffuSeq) or full (source and "
+                          "target, denoised together; in generation the source enters at the level of the target)"},
+    )
+    mark_source: bool = field(
+        default=False,
+        metadata={"help": "tell the network which positions are source; not in the published model, learns sooner"},
+    )
+    double_separator: bool = field(
+        default=False, metadata={"help": "a second end of sentence between source and target, as published"}
+    )
+    jitter_source: bool = field(
+        default=False,
+        metadata={"help": "in training with --noising partial add the noise of the first level to the source, as "
+                          "published; generation never does"},
     )

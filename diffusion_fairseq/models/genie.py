@@ -3,6 +3,7 @@
 from typing import Iterator, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_fairseq.errors import UserError
@@ -76,10 +77,12 @@ class GenieModel(DiffusionModel):
         cfg: options.
         num_source_tokens, num_tokens: sizes of the source and target dictionaries.
         pad: index of padding in both.
+        eos: index of the source's end of sentence, which alone is the empty source; needed for --condition-dropout.
     """
 
-    def __init__(self, cfg: GenieConfig, num_source_tokens: int, num_tokens: int, pad: int):
+    def __init__(self, cfg: GenieConfig, num_source_tokens: int, num_tokens: int, pad: int, eos: Optional[int] = None):
         super().__init__(cfg, num_tokens, pad)
+        self.empty = eos
         if cfg.model_dim % cfg.attention_heads:
             raise UserError(
                 f"--model-dim {cfg.model_dim} must be a multiple of --attention-heads {cfg.attention_heads}"
@@ -110,7 +113,8 @@ class GenieModel(DiffusionModel):
         if cfg.share_embeddings and task.source_dictionary != task.target_dictionary:
             raise UserError("--share-embeddings needs one dictionary for both sides: binarise with "
                             "fairseq-preprocess --joined-dictionary")
-        return cls(cfg, len(task.source_dictionary), len(task.target_dictionary), task.target_dictionary.pad())
+        return cls(cfg, len(task.source_dictionary), len(task.target_dictionary), task.target_dictionary.pad(),
+                   task.source_dictionary.eos())
 
     def encode(self, src_tokens: Tensor) -> Encoded:
         return self.encoder(src_tokens, self.embedding if self.share_embeddings else None)
@@ -118,6 +122,14 @@ class GenieModel(DiffusionModel):
     def memory(self, encoded: Encoded) -> Memory:
         layers = tuple(layer.cross_attention.memory(encoded.hidden, encoded.packing) for layer in self.layers)
         return Memory(layers, None if self.attend_source_padding else encoded.packing.mask)
+
+    def without_condition(self, src_tokens: Tensor) -> Tensor:
+        """A source of its end alone in place of each source (B, S): not even the length is left."""
+        return F.pad(torch.full_like(src_tokens[:, :1], self.empty), (0, src_tokens.size(1) - 1), value=self.pad)
+
+    def unconditional(self, memory: Memory) -> Memory:
+        """One empty source, which all rows share."""
+        return self.memory(self.encode(torch.full((1, 1), self.empty, device=self.embedding.weight.device)))
 
     def network(self, xt: Tensor, t: Tensor, memory: Memory, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         xt = packing.pack(xt).to(self.positions.weight.dtype)
@@ -138,4 +150,4 @@ class GenieModel(DiffusionModel):
         yield from self.layers
 
     def length_logits(self, encoded: Encoded) -> Tensor:
-        return self.length_predictor(encoded.packing.unpack(encoded.hidden), encoded.mask)
+        return self.length_predictor(encoded.packing.unpack(encoded.hidden.detach()), encoded.mask)

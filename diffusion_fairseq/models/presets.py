@@ -33,3 +33,16 @@ DIFFUSION_LM: Dict[str, Dict[str, Any]] = {
         "encoder_normalize_before": True, "self_conditioning": True,
     },
 }
+
+DIFFUSEQ: Dict[str, Dict[str, Any]] = {
+    # DiffuSeq and "Large-Scale Diffusion Models for Text Generation": BERT-base's shape, latent 128, T = 2000, sqrt.
+    "diffuseq_base": {},
+    "diffuseq_small": {
+        "model_dim": 192, "ffn_dim": 768, "attention_heads": 4, "encoder_layers": 5, "latent_dim": 32,
+        "encoder_normalize_before": True, "self_conditioning": True, "mark_source": True, "length_model": "predicted",
+    },
+    "diffuseq_tiny": {
+        "model_dim": 64, "ffn_dim": 128, "attention_heads": 2, "encoder_layers": 2, "latent_dim": 32, "time_dim": 32,
+        "encoder_normalize_before": True, "self_conditioning": True, "mark_source": True, "length_model": "predicted",
+    },
+}

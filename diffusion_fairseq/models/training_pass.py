@@ -19,13 +19,15 @@ class Objective(NamedTuple):
     """What a criterion wants of a training pass.
 
     rounding, anchor: whether -log p(target | x0) and -log p(target | pred_x0) are wanted; label_smoothing: the
-    probability that both give to all tokens alike; detached: the GRADIENT_PATHS that are closed.
+    probability that both give to all tokens alike; detached: the GRADIENT_PATHS that are closed; given: whether given
+    positions count, too.
     """
 
     rounding: bool = True
     anchor: bool = False
     label_smoothing: float = 0.0
     detached: FrozenSet[str] = frozenset()
+    given: bool = False
 
     def through(self, path: str, x: Tensor) -> Tensor:
         """x, without gradient where the path is closed."""
@@ -40,8 +42,8 @@ class TrainingPass(NamedTuple):
     noised embeddings that start the diffusion; prediction and aim (B, L, D): the network's output and what it should
     be; pred_x0 (B, L, D); rounding_nll and anchor_nll (B, L), -log p(target | x0) and -log p(target | pred_x0) in nats,
     0 at positions that are not modelled, None where not wanted; length_logits (sources, max_target_positions + 1) or
-    None. With k noised copies of each target, B is k times the number of sources and row s * k + c is copy c of
-    source s.
+    None; lengths (sources,) tokens of each target. With k noised copies of each target, B is k times the number of
+    sources and row s * k + c is copy c of source s.
     """
 
     target: Tensor
@@ -55,3 +57,4 @@ class TrainingPass(NamedTuple):
     rounding_nll: Optional[Tensor]
     anchor_nll: Optional[Tensor]
     length_logits: Optional[Tensor]
+    lengths: Tensor

@@ -57,6 +57,9 @@ class DiffusionLMTask(MonolingualTask):
     binarised."""
 
     cfg: DiffusionLMTaskConfig
+    prompts = True
+    # Whether a model is trained here: the prompts of its training text follow --masking.
+    trains = True
 
     @classmethod
     def check_options(cls, cfg: DiffusionLMTaskConfig) -> str:
@@ -92,13 +95,32 @@ class DiffusionLMTask(MonolingualTask):
         else:
             texts = TokenBlockDataset(lines, lines.sizes, cfg.tokens_per_sample, pad=dictionary.pad(),
                                       eos=dictionary.eos(), break_mode="none")
-        training = split == cfg.train_subset
+        training = self.trains and split == cfg.train_subset
         self.datasets[split] = PromptDataset(
             texts, texts.sizes, dictionary, self.mask, MASKING[cfg.masking] if training else self.law(), seed=cfg.seed,
             length=None if training else cfg.prompt_length, ends=self.ends, shuffle=split != "test",
             left_pad_source=False, num_buckets=cfg.num_batch_buckets, pad_to_multiple=cfg.required_seq_len_multiple,
         )
         logger.info(f"{path}: {len(texts):,} sequences of at most {max(texts.sizes)} tokens")
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """As for a source and a target; sequences are cut to what the model takes.
+
+        Raises:
+            UserError: cfg names a model of another kind, or prompts would be longer than it takes.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        self.trains = not from_checkpoint
+        self.cfg.tokens_per_sample = longest = min(self.cfg.tokens_per_sample, *model.max_positions())
+        if (self.cfg.prompt_length or 0) > longest:
+            raise UserError(f"--prompt-length {self.cfg.prompt_length} exceeds the {longest} positions of the model")
+        if self.trains and model.noises_given != (self.cfg.masking == "full"):
+            logger.warning(
+                f"--masking {self.cfg.masking} shapes validation only: with --given-tokens noised all positions are "
+                "noised in training" if model.noises_given else
+                "--given-tokens clean never sees a given token with --masking full: choose another --masking"
+            )
+        return model
 
     @property
     def ends(self) -> bool:

@@ -78,4 +78,4 @@ def mask_index(dictionary: Dictionary, folder: str) -> int:
         if mask in dictionary:
             return dictionary.index(mask)
     raise UserError(f"{os.path.join(folder, 'dict.txt')} lacks the word {MASKS[0]}: append the line '{MASKS[0]} 0', "
-                    "which changes no index, and binarise the fine-tuning data with this dictionary")
+                    "which changes no index, and binarise further data with this dictionary")

@@ -66,6 +66,33 @@ class SamplingConfig:
         default=1,
         metadata={"help": "likeliest target lengths tried for each candidate (--length-model predicted)"},
     )
+    guidance_scale: float = field(
+        default=1.0,
+        metadata={"help": "classifier-free guidance: go from the estimate without the condition so many times as far as "
+                          "the one with it. Above 1 the text follows its source or prompt more closely and varies "
+                          "less, at twice the cost of a step; needs a model trained with --condition-dropout. 1: off"},
+    )
+    classifier: Optional[str] = field(
+        default=None,
+        metadata={"help": "checkpoint of a latent_classifier of this model, that leads the text to --classifier-label"},
+    )
+    classifier_label: Optional[str] = field(
+        default=None, metadata={"help": "the label that --classifier is to find in the text"}
+    )
+    classifier_scale: float = field(
+        default=1.0,
+        metadata={"help": "how strongly --classifier leads, against what the model itself would write; 0: not at all"},
+    )
+    classifier_steps: int = field(
+        default=3,
+        metadata={"help": "steps of Adagrad by --classifier after each reverse step; each costs a forward and a "
+                          "backward pass of the classifier"},
+    )
+    classifier_fluency: float = field(
+        default=0.01,
+        metadata={"help": "weight of what holds the latents where the reverse step has put them, against --classifier: "
+                          "more is more fluent and less to the label"},
+    )
     seed: int = II("common.seed")
 
 
@@ -83,12 +110,16 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}")
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
                 "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
-                "--clamping-from": (cfg.clamping_from, 0)}
+                "--clamping-from": (cfg.clamping_from, 0), "--guidance-scale": (cfg.guidance_scale, 0),
+                "--classifier-scale": (cfg.classifier_scale, 0), "--classifier-steps": (cfg.classifier_steps, 1),
+                "--classifier-fluency": (cfg.classifier_fluency, 0)}
     for option, (value, least) in at_least.items():
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise UserError(f"{option} must be at least {least}, got {value}")
     if cfg.stride_as_published and (cfg.solver, cfg.sampling_grid) != ("ddpm", "uniform"):
         raise UserError("--stride-as-published is a way of taking ddpm steps on the uniform grid: leave --solver and "
                         "--sampling-grid at their defaults")
+    if (cfg.classifier is None) != (cfg.classifier_label is None):
+        raise UserError("--classifier and --classifier-label belong together: give both")
     if not 0 <= cfg.ddim_eta <= 1:
         raise UserError(f"--ddim-eta must be from 0 to 1, got {cfg.ddim_eta}")

@@ -60,7 +60,8 @@ class Seq2SeqDiffusionTask(TranslationTask):
     """Train, validate and generate with a diffusion model on pairs that fairseq-preprocess has binarised."""
 
     cfg: Seq2SeqDiffusionConfig
-    serves_diffusion = True
+    # Whether sources are prompts, as a model's attribute of that name says.
+    prompts = False
 
     @classmethod
     def check_options(cls, cfg: Seq2SeqDiffusionConfig) -> str:
@@ -165,10 +166,11 @@ class Seq2SeqDiffusionTask(TranslationTask):
         """
         arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), DiffusionModel):
-            known = sorted(a for a, m in ARCH_MODEL_REGISTRY.items() if issubclass(m, DiffusionModel))
+            known = sorted(a for a, m in ARCH_MODEL_REGISTRY.items()
+                           if issubclass(m, DiffusionModel) and m.prompts == self.prompts)
             where = "the checkpoint holds" if from_checkpoint else "--arch names"
-            raise UserError(f"{where} a model of architecture {arch!r}, which task seq2seq_diffusion does not serve: "
-                            f"it takes {', '.join(known)}")
+            raise UserError(f"{where} a model of architecture {arch!r}, which this task does not serve: it takes "
+                            f"{', '.join(known)}")
         model = super().build_model(cfg, from_checkpoint)
         model.dictionaries = {"source": fingerprint(self.src_dict), "target": fingerprint(self.tgt_dict)}
         self.eval_rouge = EvalRouge(self.cfg, model, self.tgt_dict) if self.cfg.eval_rouge else None

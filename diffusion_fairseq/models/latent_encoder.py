@@ -1,0 +1,77 @@
+"""BERT's layers over x_t: what the denoiser without cross-attention shares with the classifier of x_t."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.config import TransformerSizes
+from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, EncoderLayer, init_bert
+from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.modules.self_conditioning import with_previous
+from diffusion_fairseq.modules.time_embedding import TIME_SCALE, TimeEmbedding
+
+
+class LatentEncoder(nn.Module):
+    """The part of a model with a `schedule` that reads x_t: projection, positions, time, bidirectional layers.
+
+    A base class rather than a member: the names of the weights are those of the model.
+    """
+
+    self_conditioning = False
+
+    def add_layers(self, cfg: TransformerSizes, latent_dim: int, max_positions: int, marks: bool = False) -> None:
+        """Make the layers.
+
+        Args:
+            cfg: sizes.
+            latent_dim: width of x_t.
+            max_positions: longest sequence.
+            marks: whether the network is told which positions are given.
+        Raises:
+            UserError: sizes that do not fit.
+        """
+        dim = cfg.model_dim
+        if dim % cfg.attention_heads:
+            raise UserError(f"--model-dim {dim} must be a multiple of --attention-heads {cfg.attention_heads}")
+        self.time_embedding = TimeEmbedding(cfg.time_dim, dim)
+        self.up_projection = nn.Sequential(
+            nn.Linear(latent_dim * (2 if self.self_conditioning else 1), dim), nn.Tanh(), nn.Linear(dim, dim)
+        )
+        # Says which positions are given, where those are clean: early in generation a clean embedding looks like noise.
+        self.marks = nn.Embedding(2, dim) if marks else None
+        self.positions = nn.Embedding(max_positions, dim)
+        self.norm = nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, cfg.attention_heads, cfg.ffn_dim, cfg.dropout, cfg.encoder_normalize_before)
+            for _ in range(cfg.encoder_layers)
+        )
+        self.final_norm = (
+            nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS) if cfg.encoder_normalize_before else nn.Identity()
+        )
+        for table in (self.positions, self.marks):
+            init_bert(table)
+        self.layers.apply(init_bert)
+
+    def hidden(self, xt: Tensor, t: Tensor, packing: Packing, previous: Optional[Tensor] = None,
+               given: Optional[Tensor] = None) -> Tensor:
+        """What the layers make (n, model_dim) of the packed positions of xt (R, L, D) at times t (R,) or (); given
+        (R, L) bool is for the marks."""
+        x = packing.pack(xt).to(self.positions.weight.dtype)
+        if self.self_conditioning:
+            x = with_previous(x, None if previous is None else packing.pack(previous))
+        x = self.up_projection(x)
+        if self.marks is not None:
+            given = xt.new_zeros(xt.shape[:2], dtype=torch.bool) if given is None else given
+            x = x + self.marks(packing.pack(given).long())
+        time = self.time_embedding(t.reshape(-1).float() * (TIME_SCALE / self.schedule.num_timesteps))
+        if len(time) > 1:
+            time = time[packing.rows(x.device)]
+        # Padding may reach beyond the last position; it is masked.
+        positions = self.positions(packing.columns(x.device).clamp(max=self.positions.num_embeddings - 1))
+        x = self.dropout(self.norm(x + positions + time))
+        for layer in self.layers:
+            x = layer(x, packing)
+        return self.final_norm(x)
