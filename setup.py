@@ -38,7 +38,7 @@ setup(
     extras_require={
         "host": [HOST_MODERN, HOST_OFFICIAL],
         "plots": ["matplotlib"],
-        "metrics": ["bert-score", "mauve-text", "transformers"],
+        "metrics": ["accelerate", "bert-score", "gguf", "mauve-text", "transformers"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
     entry_points={

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
-from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel
+from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
@@ -81,13 +81,16 @@ class Denoiser:
         forbidden: (V,) bool, tokens that are never generated.
         clamping_from: the time at and below which estimates are clamped; None: never.
         guidance_scale: of classifier-free guidance; 1: none.
+        temperature: of the token probabilities of a model that predicts tokens.
     """
 
     def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor],
-                 guidance_scale: float = 1.0):
+                 guidance_scale: float = 1.0, temperature: float = 1.0):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale)
+        self.denoise = self.guidance or (
+            model.denoise if temperature == 1 else partial(model.denoise, temperature=temperature))
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
@@ -102,8 +105,7 @@ class Denoiser:
         if self.given_noise is not None:
             given = memory.values(*xt.shape[:2])
             xt = memory.impose(xt, q_sample(given, self.model.schedule.at(time).cut(xt.size(1)), self.given_noise))
-        denoise = self.model.denoise if self.guidance is None else self.guidance
-        self.estimate = denoise(xt, time, memory, self.rows.packing, self.estimate)
+        self.estimate = self.denoise(xt, time, memory, self.rows.packing, self.estimate)
         if self.clamping_from is None or t > self.clamping_from:
             return self.estimate
         packing = self.rows.packing
@@ -169,6 +171,9 @@ class DiffusionGenerator:
         self.levels = self._levels()
         options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
         check_guidance(model, sampling.guidance_scale)
+        if sampling.score_temperature != 1 and not (model.predicts_tokens and sampling.guidance_scale == 1):
+            raise UserError("--score-temperature acts on models that predict tokens (ddlm_base, ...), and not together "
+                            "with --guidance-scale: leave it out")
         self.step = partial(SOLVERS[sampling.solver], **options.get(sampling.solver, {}))
         if sampling.stride_as_published:
             self.step = partial(_one_level_step, self.step, model.schedule)
@@ -187,18 +192,22 @@ class DiffusionGenerator:
 
     def _levels(self) -> List:
         """The levels from the noisiest to the clean one."""
-        sampling, trained = self.sampling, self.model.schedule.num_timesteps
-        steps = min(DEFAULT_STEPS, trained) if sampling.diffusion_steps is None else sampling.diffusion_steps
-        if steps > trained:
+        sampling, schedule = self.sampling, self.model.schedule
+        trained = None if isinstance(schedule, SigmaEqualsT) else schedule.num_timesteps
+        steps = min(DEFAULT_STEPS, trained or DEFAULT_STEPS) if sampling.diffusion_steps is None else \
+            sampling.diffusion_steps
+        if trained is not None and steps > trained:
             raise UserError(f"--diffusion-steps {steps} exceeds the {trained} timesteps the model was trained with")
         if sampling.clamping_from and not sampling.clamping:
             raise UserError("--clamping-from acts only with --clamping: give both")
         if sampling.clamping and sampling.clamping_from >= steps:
             raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps 0..{steps - 1}")
-        times = self.model.schedule.grid(steps, sampling.sampling_grid)
+        times = schedule.grid(steps, sampling.sampling_grid)
         if sampling.stride_as_published:
+            if trained is None:
+                raise UserError("--stride-as-published skips trained timesteps, which this model does not have")
             times = torch.cat([torch.arange(steps - 1, -1, -1) * (trained // steps), torch.tensor([CLEAN])])
-        return [self.model.schedule.at(t) for t in times]
+        return [schedule.at(t) for t in times]
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,
                  constraints: Optional[Tensor] = None, **_) -> List[List[Dict[str, Any]]]:
@@ -242,7 +251,7 @@ class DiffusionGenerator:
     def denoiser(self, rows: Rows) -> Denoiser:
         """What the solver calls for some rows."""
         return Denoiser(self.model, rows, self.forbidden.to(rows.keys.device), self.clamping_from,
-                        self.sampling.guidance_scale)
+                        self.sampling.guidance_scale, self.sampling.score_temperature)
 
     def _denoise(self, rows: Rows) -> Drafts:
         """Run the reverse process; with early exit, rows whose tokens have settled leave it with their memory."""
@@ -250,7 +259,8 @@ class DiffusionGenerator:
         watched = patience is not None or self.retain_history
         drafts = Drafts.blank(rows, num_steps, self.dictionary.pad(), self.retain_history)
         denoise = self.denoiser(rows)
-        state = initial_state(denoise.noise(START), self.levels[0].cut(rows.width))
+        begin = denoise.noise(START) * self.sampling.initial_noise_scale
+        state = initial_state(begin, self.levels[0].cut(rows.width))
         live = Live.begin(len(rows.keys), rows.width, rows.keys.device)
         step = 0
         while step < num_steps:

@@ -17,8 +17,8 @@ from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
 STEP_SIZE = 0.1  # of Adagrad: that of the released Diffusion-LM
-# Adagrad's sums of squares start here, not at 0: gradients much below 1 keep their proportions, and so --classifier-scale
-# its meaning; those much above 1 move x_s by STEP_SIZE at most.
+# Adagrad's sums of squares start here, not at 0: gradients much below 1 keep their proportions, so that the scale means
+# something; those much above 1 move x_s by STEP_SIZE at most.
 INITIAL_SQUARES = 1.0
 
 
@@ -56,7 +56,7 @@ class ConditionGuidance:
 
 
 class ClassifierGuidance:
-    """Steps of Adagrad on x_s that raise log p(label | x_s, s), after every reverse step (Li et al., 2022, section 5.1).
+    """Steps of Adagrad on x_s that raise log p(label | x_s, s), after every reverse step (Li et al., 2022, section 5).
 
     The objective is scale * log p(label | x) - fluency * |x - x_s|^2 / (2 var), var that of the reverse step from t to
     s. The second term is that of Gaussian draws round the step's result; the released code takes its mean, which draws
@@ -120,7 +120,7 @@ def guided_step(step: Callable[..., SamplerState], model: DiffusionModel,
     if model.longest_sequence != model.max_target_positions:
         raise UserError("--classifier has no use with a model that denoises its source together with the text")
     classifier = LatentClassifierModel.of_checkpoint(sampling.classifier)
-    classifier.check_belongs(model, sampling.classifier)
+    classifier.space.check_belongs(model, sampling.classifier)
     label = classifier.label_index(sampling.classifier_label)
     guidance = ClassifierGuidance(classifier.to(model.embedding.weight.device), label, sampling.classifier_scale,
                                   sampling.classifier_steps, sampling.classifier_fluency)

@@ -104,15 +104,18 @@ def check_complete(sentences: dict[int, Sentence], paths: Sequence[str]) -> None
         raise UserError(f"{sentences[0].where}: id 0 has unequal numbers of H- and D- lines")
 
 
+def read_either(path: str) -> Outputs:
+    """Generated output where the file has a D- line, else plain text, one line a sentence."""
+    lines = read_lines(path)
+    generated = any(line.startswith("D-") and GENERATED_LINE.fullmatch(line) for line in lines)
+    return read_generated([path]) if generated else Outputs([lines])
+
+
 def read_system(path: str, model: Outputs, same_references: bool) -> Outputs:
     """A further system for the model's sentences: plain text, one line a sentence, or generated output."""
-    lines = read_lines(path)
-    if any(line.startswith("D-") and GENERATED_LINE.fullmatch(line) for line in lines):
-        system = read_generated([path])
-        if same_references and system.references not in (None, model.references):
-            raise UserError(f"{path}: its T- lines are not the model's; give --references FILE for both")
-    else:
-        system = Outputs([lines])
+    system = read_either(path)
+    if same_references and system.references not in (None, model.references):
+        raise UserError(f"{path}: its T- lines are not the model's; give --references FILE for both")
     if len(system) != len(model):
         raise UserError(f"{path}: {len(system)} sentences, but the model has {len(model)}")
     return system

@@ -1,10 +1,12 @@
-"""Learn subwords on sentence pairs, encode them, and binarise them as fairseq trains on them.
+"""Learn subwords on sentence pairs or lines, encode them, and binarise them as fairseq trains on them.
 
     python scripts/binarise.py runs/xsum --vocabulary 30000
     python scripts/binarise.py runs/xsum --sentencepiece-model pre/sentencepiece.model --dictionary pre/dict.txt
+    python scripts/binarise.py runs/reuters --words --vocabulary 10000
 
-Reads text/{train,valid,test}.{src,tgt} in the folder; writes sentencepiece.model (unless one is given), encoded/ and
-data-bin/ there. Interrupted, the same command continues: a file that has its name is whole.
+Reads text/{train,valid,test}.{src,tgt} in the folder, or for a language model text/{train,valid,test}.txt, whose
+dictionary gets the word <mask>; writes sentencepiece.model (unless one is given), encoded/ and data-bin/ there.
+Interrupted, the same command continues: a file that has its name is whole.
 """
 
 import argparse
@@ -14,25 +16,39 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Iterator, Optional, Sequence, Tuple
 
 import sentencepiece
 from _data import MASK, DataError, run, utf8_lines
 from tqdm import tqdm
 
-SPLITS, SIDES = ("train", "valid", "test"), ("src", "tgt")
+SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
 LINES_AT_ONCE = 10000
 SAMPLE = 2_000_000  # lines that subwords are learned from, at most
 
 
-def encoder_of(text: Path, work: Path, vocabulary: int, given: Optional[Path]) -> sentencepiece.SentencePieceProcessor:
-    """The given subword model, or one learned on the training pairs."""
+def sides_of(text: Path) -> Tuple[str, ...]:
+    """The endings of a folder's files.
+
+    Raises:
+        DataError: a split is missing.
+    """
+    sides = LINES if (text / f"train.{LINES[0]}").exists() else PAIR
+    missing = [f"{split}.{side}" for split in SPLITS for side in sides if not (text / f"{split}.{side}").exists()]
+    if missing:
+        raise DataError(f"{text} lacks {', '.join(missing)}: prepare the text first")
+    return sides
+
+
+def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
+               given: Optional[Path]) -> sentencepiece.SentencePieceProcessor:
+    """The given subword model, or one learned on the training text."""
     model = given or work / "sentencepiece.model"
     if given is None and not model.exists():
         unfinished = work / "unfinished"
         try:
             sentencepiece.SentencePieceTrainer.train(
-                input=[str(text / f"train.{side}") for side in SIDES], model_prefix=str(unfinished),
+                input=[str(text / f"train.{side}") for side in sides], model_prefix=str(unfinished),
                 vocab_size=vocabulary, character_coverage=1.0, user_defined_symbols=[MASK], minloglevel=2,
                 input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
             )
@@ -67,38 +83,51 @@ def _counted(stream, bar: tqdm) -> Iterator[bytes]:
         yield raw
 
 
-def preprocess(encoded: Path, binary: Path, dictionary: Optional[Path], workers: int, log: Path) -> None:
+def preprocess(encoded: Path, sides: Sequence[str], binary: Path, options: Sequence[str], log: Path) -> None:
     """fairseq-preprocess, into a folder that gets its name when it is whole."""
     unfinished = binary.with_name("data-bin.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    words = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "src", "--target-lang", "tgt",
-             "--joined-dictionary", "--destdir", str(unfinished), "--workers", str(workers)]
-    words += [word for split in SPLITS for word in (f"--{split}pref", str(encoded / split))]
-    words += ["--srcdict", str(dictionary)] if dictionary else []
+    words = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(unfinished), *options]
+    words += ["--only-source"] if sides == LINES else ["--source-lang", sides[0], "--target-lang", sides[1],
+                                                       "--joined-dictionary"]
+    ending = f".{LINES[0]}" if sides == LINES else ""
+    words += [word for split in SPLITS for word in (f"--{split}pref", str(encoded / split) + ending)]
     with log.open("w", encoding="utf-8") as out:
         status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT).returncode
     if status:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise DataError(f"fairseq-preprocess ended with status {status}: {said[-1] if said else 'no word'} (see {log})")
+    if sides == LINES:
+        add_mask(unfinished / "dict.txt")
     unfinished.replace(binary)
 
 
-def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int) -> Path:
-    """work/data-bin from work/text."""
+def add_mask(dictionary: Path) -> None:
+    """Append the mask token, which changes no index, unless it is there."""
+    words = dictionary.read_text(encoding="utf-8")
+    if MASK not in (line.rsplit(" ", 1)[0] for line in words.splitlines()):
+        dictionary.write_text(f"{words}{MASK} 0\n", encoding="utf-8")
+
+
+def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int,
+             words: bool = False) -> Path:
+    """work/data-bin from work/text; with `words` the text is taken for encoded."""
     text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
     if binary.exists():
         print(f"  already there: {binary}")
         return binary
-    missing: List[str] = [f"{split}.{side}" for split in SPLITS for side in SIDES
-                          if not (text / f"{split}.{side}").exists()]
-    if missing:
-        raise DataError(f"{text} lacks {', '.join(missing)}: prepare the text first")
-    encoder = encoder_of(text, work, vocabulary, model)
-    encoded.mkdir(exist_ok=True)
-    for split in SPLITS:
-        for side in SIDES:
-            encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
-    preprocess(encoded, binary, dictionary, workers, work / "preprocess.log")
+    sides = sides_of(text)
+    options = ["--workers", str(workers)]
+    options += ["--srcdict", str(dictionary)] if dictionary else ["--nwordssrc", str(vocabulary)] if words else []
+    if words:
+        encoded = text
+    else:
+        encoder = encoder_of(text, sides, work, vocabulary, model)
+        encoded.mkdir(exist_ok=True)
+        for split in SPLITS:
+            for side in sides:
+                encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
+    preprocess(encoded, sides, binary, options, work / "preprocess.log")
     print(f"  written: {binary}")
     return binary
 
@@ -106,17 +135,22 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="DIR", help="folder that holds text/ and gets the rest")
-    parser.add_argument("--vocabulary", type=int, default=30000, help="subwords to learn (default: %(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=30000,
+                        help="subwords to learn, or words to keep (default: %(default)s)")
+    parser.add_argument("--words", action="store_true",
+                        help="no subwords: the most frequent words of the training text, as they stand between spaces")
     parser.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="use this one: that of a pre-training")
     parser.add_argument("--dictionary", type=Path, metavar="FILE", help="dict.txt of a pre-training, to start from it")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()
     if arguments.workers < 1 or arguments.vocabulary < 1:
         parser.error("--workers and --vocabulary must be at least 1")
-    if (arguments.dictionary is None) != (arguments.sentencepiece_model is None):
+    if not arguments.words and (arguments.dictionary is None) != (arguments.sentencepiece_model is None):
         parser.error("--dictionary and --sentencepiece-model belong together: both come from one pre-training")
+    if arguments.words and arguments.sentencepiece_model:
+        parser.error("--words has no subwords: leave --sentencepiece-model out")
     binarise(arguments.work, arguments.vocabulary, arguments.sentencepiece_model, arguments.dictionary,
-             arguments.workers)
+             arguments.workers, arguments.words)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ LAYOUTS: Dict[str, list] = {
 }
 
 
-def layout_of(name: str, folder: Path):
+def layout_of(name: str, folder: Path, layouts: Dict[str, list] = LAYOUTS):
     """The layout a folder has.
 
     Raises:
@@ -134,10 +134,10 @@ def layout_of(name: str, folder: Path):
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
-    for layout in LAYOUTS[name]:
+    for layout in layouts[name]:
         if layout.found(folder):
             return layout
-    missing = min((layout.missing(folder) for layout in LAYOUTS[name]), key=len)
+    missing = min((layout.missing(folder) for layout in layouts[name]), key=len)
     raise DataError(f"{folder} has no layout of {name} that is known here (see --help); the nearest one lacks "
                     + ", ".join(missing[:6]))
 

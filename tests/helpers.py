@@ -9,21 +9,32 @@ from types import SimpleNamespace
 
 import torch
 from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 
 import diffusion_fairseq
 from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
-from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig
+from diffusion_fairseq.models.config import (
+    DDLMConfig,
+    DiffuSeqConfig,
+    DiffusionLMConfig,
+    GenieConfig,
+    LatentClassifierConfig,
+)
+from diffusion_fairseq.models.ddlm import DDLMModel
 from diffusion_fairseq.models.diffuseq import DiffuSeqModel
 from diffusion_fairseq.models.diffusion_lm import DiffusionLMModel
 from diffusion_fairseq.models.genie import GenieModel
-from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
+from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
+from diffusion_fairseq.models.latent_space import LatentSpace
+from diffusion_fairseq.models.presets import DDLM, DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.text.embedding import clamp_to_tokens
 
 PACKAGE = Path(diffusion_fairseq.__file__).parent
 REPOSITORY = PACKAGE.parent
+CLASSIFIER = LatentClassifierConfig(**{**LATENT_CLASSIFIER["latent_classifier_tiny"], "dropout": 0.0})
 
 
 def make_dictionary(words: int = 40) -> Dictionary:
@@ -43,6 +54,15 @@ def make_genie(dictionary: Dictionary, seed: int = 0, **options) -> GenieModel:
     return model
 
 
+def make_ddlm(dictionary: Dictionary, seed: int = 0, **options) -> DDLMModel:
+    """A tiny DDLM with random weights, in evaluation mode, without dropout; the dictionary gets its mask."""
+    mask = dictionary.add_symbol("<mask>")
+    torch.manual_seed(seed)
+    sizes = dict(DDLM["ddlm_tiny"], dropout=0.0, max_source_positions=24, max_target_positions=24)
+    cfg = OmegaConf.structured(DDLMConfig(**{**sizes, **options}))
+    return DDLMModel(cfg, len(dictionary), dictionary.pad(), mask).eval()
+
+
 def make_diffuseq(dictionary: Dictionary, seed: int = 0, **options) -> DiffuSeqModel:
     """A tiny DiffuSeq with random weights, in evaluation mode, without dropout unless asked for."""
     torch.manual_seed(seed)
@@ -60,6 +80,27 @@ def make_diffusion_lm(dictionary: Dictionary, seed: int = 0, **options) -> Diffu
     model = DiffusionLMModel(cfg, len(dictionary), dictionary.pad(), mask)
     model.eval()
     return model
+
+
+def make_classifier(model, labels, seed: int = 0) -> LatentClassifierModel:
+    """A tiny classifier of a diffusion model's x_t, with random weights, in evaluation mode, without dropout."""
+    torch.manual_seed(seed)
+    table = getattr(model.schedule, "log_snr", None)
+    space = LatentSpace(model.embedding.weight.detach().clone(),
+                        model.schedule.alphas_cumprod.logit()[None] if table is None else table.clone(),
+                        len(model.positions.weight), model.length_model, model.length_margin,
+                        model.dictionaries.get("target"))
+    return LatentClassifierModel(CLASSIFIER, space, labels, model.pad).eval()
+
+
+def save_model(path: Path, arch: str, model, **options) -> None:
+    """A checkpoint as fairseq's trainer writes it, without what only training reads; options are the model's."""
+    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig()), enum_to_str=True)
+    cfg["model"] = {**(vars(CLASSIFIER) if arch in LATENT_CLASSIFIER else options), "_name": arch}
+    cfg["task"] = {"_name": ""}
+    history = [{"criterion_name": "", "optimizer_name": None, "lr_scheduler_state": {}, "num_updates": 0}]
+    torch.save({"args": None, "cfg": cfg, "model": model.state_dict(), "optimizer_history": history, "task_state": {},
+                "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None}}, path)
 
 
 def make_sampling(**options) -> SamplingConfig:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_scorer import make_scorer
+from tiny_scorer import make_scorer, save_scorer
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import model_based
@@ -101,6 +101,18 @@ def test_mauve_of_like_and_unlike_features():
     assert f"seed:{model_based.MAUVE_SEED}" in model_based.mauve_signature()
     with pytest.raises(UserError, match="of 1 texts against 60"):
         model_based.mauve(like[:1], reference)
+
+
+def test_mauve_is_that_of_mauve_text_from_end_to_end(tmp_path, scorer):
+    mauve_text = pytest.importorskip("mauve")
+    # mauve-text takes models whose name says gpt2
+    folder = save_scorer(tmp_path / "gpt2-tiny")
+    words = " ".join(TEXTS).split()
+    texts, reference = ([" ".join(words[first:][: 1 + i % 7]) for i in range(40)] for first in (0, 4))
+    options = dict(featurize_model_name=folder, batch_size=8, max_text_length=24)
+    theirs = mauve_text.compute_mauve(p_text=reference, q_text=texts, **options).mauve
+    assert 0.01 < theirs < 0.99
+    assert model_based.mauve(*(features(part, *scorer) for part in (texts, reference))) == pytest.approx(theirs)
 
 
 def test_without_mauve_text_one_line_says_what_to_install(monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 from fairseq.tasks.translation import TranslationConfig
 
 from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig
+from diffusion_fairseq.criterions.base import DiffusionCriterionConfig
+from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig, TransformerConfig
 from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
@@ -30,7 +32,7 @@ OPTIONS = {
     SamplingConfig: {
         "diffusion_steps", "solver", "sampling_grid", "exit_patience", "stride_as_published",
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
-        "length_beam", "seed",
+        "length_beam", "seed", "initial_noise_scale", "score_temperature",
     },
     EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
     Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions", "compile_layers"},
@@ -43,6 +45,11 @@ OPTIONS = {
     },
     DiffusionAnchorConfig: {"rounding_weight", "anchor_weight", "label_smoothing", "detach"},
     DiffusionLMConfig: {"encoder_layers", "length_model", "given_tokens"},
+    DDLMConfig: {
+        "latent_dim", "model_dim", "ffn_dim", "attention_heads", "encoder_layers", "self_conditioning", "length_model",
+        "t_min", "t_max", "rotary",
+    },
+    ScoreInterpolationConfig: {"timestep_sampler", "label_smoothing"},
     DiffuSeqConfig: {"encoder_layers", "noising", "mark_source", "double_separator", "jitter_source"},
     DiffusionLMTaskConfig: {
         "tokens_per_sample", "sample_break_mode", "masking", "given_positions", "prompt_length", "max_source_positions",
@@ -53,7 +60,8 @@ OPTIONS = {
 # Declared by one owner, taken over by another with an interpolation.
 TAKEN_OVER = {"max_source_positions", "max_target_positions", "seed"}
 # Options with another default for some models, criterions or tasks.
-OTHER_DEFAULT = {"rounding_weight", "encoder_layers", "length_model", "tokens_per_sample"}
+OTHER_DEFAULT = {"latent_dim", "model_dim", "ffn_dim", "attention_heads", "self_conditioning", "timestep_sampler",
+                 "label_smoothing", "rounding_weight", "encoder_layers", "length_model", "tokens_per_sample"}
 
 
 INHERITED = {
@@ -63,6 +71,8 @@ INHERITED = {
     DiffusionAnchorConfig: (DiffusionVLBConfig,),
     DiffusionLMConfig: (TransformerConfig,),
     DiffuSeqConfig: (TransformerConfig,),
+    DDLMConfig: (TransformerSizes, LatentConfig),
+    ScoreInterpolationConfig: (DiffusionCriterionConfig,),
 }
 
 

@@ -1,3 +1,3 @@
 """Training objectives, registered with fairseq when they are imported."""
 
-from diffusion_fairseq.criterions import anchor, vlb  # noqa: F401
+from diffusion_fairseq.criterions import anchor, latent_classification, score_interpolation, vlb  # noqa: F401

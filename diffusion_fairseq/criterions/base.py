@@ -1,7 +1,7 @@
 """What the criterions of diffusion models share: drawing t, counting, logging each term under its own name."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -10,7 +10,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
-from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS
+from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.text.embedding import embedding_health
@@ -20,8 +20,8 @@ VALIDATION_SEED = 1  # validation draws the same noise at every epoch, so that i
 
 
 @dataclass
-class DiffusionCriterionConfig(FairseqDataclass):
-    """Options of every diffusion criterion."""
+class TimestepConfig(FairseqDataclass):
+    """How a criterion draws t."""
 
     timestep_sampler: str = field(
         default="low-discrepancy",
@@ -29,6 +29,12 @@ class DiffusionCriterionConfig(FairseqDataclass):
                           "a batch and lowers the variance for nothing; loss-second-moment draws hard t more often "
                           "and weighs them less"},
     )
+
+
+@dataclass
+class DiffusionCriterionConfig(TimestepConfig):
+    """Options of every diffusion criterion."""
+
     timesteps_per_encoding: int = field(
         default=1,
         metadata={"help": "noised copies of each target, at as many timesteps, that share one encoding in "
@@ -82,12 +88,8 @@ class DiffusionCriterion(FairseqCriterion):
         """The loss in nats, its sample size, and what is logged."""
         target = sample["target"]
         sampler = model.timestep_sampler(self.cfg.timestep_sampler)
-        generator = None
-        if not model.training:
-            generator = torch.Generator(target.device).manual_seed(VALIDATION_SEED)
-            t, importance = self.validation_timesteps(len(target), sampler.num_timesteps, target.device)
-        else:
-            t, importance = sampler.draw(len(target) * self.cfg.timesteps_per_encoding, target.device)
+        count = len(target) * (self.cfg.timesteps_per_encoding if model.training else 1)
+        t, importance, generator = draw_timesteps(sampler, count, target.device, model.training)
         parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator,
                       objective=self.objective)
         weight = self.position_weights(parts)
@@ -106,11 +108,10 @@ class DiffusionCriterion(FairseqCriterion):
             length = self.length_loss(parts)
             loss = loss + self.cfg.length_weight * length
             log["length"] = length.detach()
-        at_zero = t == 0
-        log.update(
-            loss=loss.detach(), sample_size=sample_size, ntokens=parts.counts.sum(), nsentences=len(target),
-            t0=log_sum(terms["mse"][1], at_zero), t0_count=log_sum(count, at_zero),
-        )
+        log.update(loss=loss.detach(), sample_size=sample_size, ntokens=parts.counts.sum(), nsentences=len(target))
+        if "mse" in terms:
+            at_zero = t == 0
+            log.update(t0=log_sum(terms["mse"][1], at_zero), t0_count=log_sum(count, at_zero))
         if not model.training:
             log.update(self.watch(model, parts, weight))
         return loss, sample_size, log
@@ -129,13 +130,6 @@ class DiffusionCriterion(FairseqCriterion):
         return {**found, HEALTH_COUNT: 1}
 
     @staticmethod
-    def validation_timesteps(n: int, num_timesteps: int, device) -> Tuple[Tensor, Tensor]:
-        """n evenly spread timesteps, in an order that does not follow the batch's (by length)."""
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-        t = ((order + 0.5) / n * num_timesteps).long().to(device)
-        return t, torch.ones(n, device=device)
-
-    @staticmethod
     def length_loss(parts: TrainingPass) -> Tensor:
         """-log p(length), summed over the sentences."""
         return torch.nn.functional.cross_entropy(parts.length_logits, parts.lengths, reduction="sum")
@@ -151,12 +145,26 @@ class DiffusionCriterion(FairseqCriterion):
             if name not in own:
                 count = float(total[per.get(name, "sample_size")])
                 metrics.log_scalar(name, float(total[name]) / max(count, 1.0), count, round=digits.get(name, 4))
-        if total["t0_count"] > 0:
+        if total.get("t0_count", 0) > 0:
             metrics.log_scalar("t0", float(total["t0"] / total["t0_count"]), float(total["t0_count"]), round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+def draw_timesteps(sampler: UniformTimesteps, n: int, device: torch.device,
+                   training: bool) -> Tuple[Tensor, Tensor, Optional[torch.Generator]]:
+    """n timesteps and their importance weights, and the source of the noise (None: torch's own).
+
+    In validation they are the same at every epoch: evenly spread, in an order that does not follow the batch's (by
+    length).
+    """
+    if training:
+        return *sampler.draw(n, device), None
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    t = sampler.spread((order + 0.5) / n).to(device)
+    return t, torch.ones(n, device=device), torch.Generator(device).manual_seed(VALIDATION_SEED)
 
 
 def log_sum(values: Tensor, chosen: Tensor) -> Tensor:

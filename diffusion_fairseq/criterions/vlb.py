@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_fairseq.criterions.base import DiffusionCriterion, DiffusionCriterionConfig
 from diffusion_fairseq.diffusion.losses import masked_mse, prior_term, weighted_sum
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.training_pass import TrainingPass
 
 
@@ -35,6 +36,8 @@ class DiffusionVLBCriterion(DiffusionCriterion):
     """mse + rounding + prior (GENIE, eq. 12; Li et al., 2022, section 4.1)."""
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
+        if parts.prediction is None:
+            raise UserError("this model predicts tokens, not embeddings: train it with --criterion score_interpolation")
         aim, embedded = (self.objective.through("aim", x) for x in (parts.aim, parts.embedded))
         mse = torch.where(
             t == 0, masked_mse(parts.pred_x0, embedded, weight), masked_mse(parts.prediction, aim, weight)

@@ -77,7 +77,7 @@ class AdaptiveSchedule(PositionSchedule):
     def reinterpolate(self) -> int:
         """Move the levels of positions that have met enough losses, in all processes of a training together, and forget
         those losses; how many positions there were."""
-        losses, counts = _over_processes(self.losses), _over_processes(self.counts)
+        losses, counts = over_processes(self.losses), over_processes(self.counts)
         ready = (counts >= self.least).all(dim=1)
         if ready.any():
             self.log_snr[ready] = self._linearised(self.log_snr[ready], losses[ready] / counts[ready])
@@ -117,7 +117,7 @@ def interpolate(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
     return y0 + (x - x0) / (x1 - x0) * (y1 - y0)
 
 
-def _over_processes(x: Tensor) -> Tensor:
+def over_processes(x: Tensor) -> Tensor:
     """The sum of x over the processes of a data-parallel training."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x

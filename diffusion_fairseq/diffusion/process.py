@@ -23,6 +23,11 @@ def q_sample(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
     return like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
 
 
+def noised_embedding(embedded: Tensor, first: NoiseLevel, noise: Tensor) -> Tensor:
+    """x_0 of embeddings (B, L, D): they and the noise of the first level (Li et al., 2022, section 4.2)."""
+    return embedded + like(first.sigma, embedded) * noise
+
+
 def transition(s: NoiseLevel, t: NoiseLevel) -> Tuple[Tensor, Tensor]:
     """alpha_ts and var_ts of q(x_t | x_s), s earlier than t (Kingma et al., 2021, section 3)."""
     alpha_ts = t.alpha / s.alpha

@@ -18,6 +18,10 @@ class UniformTimesteps(nn.Module):
         t = torch.randint(self.num_timesteps, (n,), generator=generator, device=device)
         return t, torch.ones(n, device=device)
 
+    def spread(self, u: Tensor) -> Tensor:
+        """The timesteps (n,) int64 at shares u (n,) in [0, 1) of the way from 0 to T."""
+        return (u * self.num_timesteps).long()
+
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Learn from the losses (n,) met at the timesteps t (n,); a fixed law learns nothing."""
 

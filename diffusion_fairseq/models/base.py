@@ -1,30 +1,24 @@
 """What every diffusion model shares: embeddings, schedule, parameterisation, and the training pass."""
 
-import logging
 import math
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_fairseq.diffusion.process import q_sample, x0_from_eps
+from diffusion_fairseq.diffusion.process import noised_embedding, q_sample, x0_from_eps
 from diffusion_fairseq.errors import UserError, one_of
 from diffusion_fairseq.models.condition import Condition
-from diffusion_fairseq.models.config import PARAMETERIZATIONS, DiffusionModelConfig
-from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
-from diffusion_fairseq.models.noise import model_schedule
-from diffusion_fairseq.models.training_pass import Objective, TrainingPass
+from diffusion_fairseq.models.config import PARAMETERIZATIONS, LatentConfig
+from diffusion_fairseq.models.noise import Schedule, model_schedule
+from diffusion_fairseq.models.persistence import Persistent
+from diffusion_fairseq.models.training_pass import Example, Objective, TrainingPass
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates
 from diffusion_fairseq.text.embedding import TokenSearch
 
-logger = logging.getLogger(__name__)
-
-# Ends of the names of tables with a row for each position or length, from 0 on.
-LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length_predictor.absolute.bias",
-                 "schedule.log_snr", "schedule.losses", "schedule.counts")
 PADDING_MODELLED = ("fixed", "longest")  # values of --length-model
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
 VLB = Objective()
@@ -35,7 +29,17 @@ def _latents_at_once(num_tokens: int) -> int:
     return max(1, LOGITS_AT_ONCE // num_tokens // ALIGNMENT) * ALIGNMENT
 
 
-class DiffusionModel(LearnsTimesteps):
+def in_chunks(function: Callable[..., Tensor], num_tokens: int, *tensors: Tensor) -> Tensor:
+    """function(*parts) over parts of the rows of tensors (n, ...), so that at most LOGITS_AT_ONCE scores over the
+    vocabulary are held at a time; with gradient, for which they are computed again."""
+    at_once = _latents_at_once(num_tokens)
+    if len(tensors[0]) <= at_once:
+        return function(*tensors)
+    return torch.cat([checkpoint(function, *part, use_reentrant=False)
+                      for part in zip(*(tensor.split(at_once) for tensor in tensors))])
+
+
+class DiffusionModel(Persistent):
     """A denoiser of embeddings with its noise schedule.
 
     Subclasses give `encode`, `memory`, `network`, `transformer_layers` and, for predicted lengths, `length_logits`;
@@ -59,17 +63,18 @@ class DiffusionModel(LearnsTimesteps):
     numbered = False
     # Whether given tokens are seen at the noise level of those that are generated.
     noises_given = False
+    # Whether the network predicts tokens, whose mean embedding is the estimate of x0.
+    predicts_tokens = False
     # Whether given tokens are seen with the noise of x_0 in training.
     jitters_given = False
     # The token of which the empty condition is made, where the model has a condition to drop.
     empty: Optional[int] = None
 
-    def __init__(self, cfg: DiffusionModelConfig, num_tokens: int, pad: int, longest_sequence: Optional[int] = None):
+    def __init__(self, cfg: LatentConfig, num_tokens: int, pad: int, longest_sequence: Optional[int] = None):
         super().__init__()
-        self.schedule = model_schedule(cfg)
+        self.schedule, self.parameterization = self.process(cfg)
         if cfg.latent_dim < 2 or cfg.latent_dim % 2:
             raise UserError(f"--latent-dim must be even and positive, got {cfg.latent_dim}")
-        self.parameterization = one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
         self.length_model = one_of("--length-model", cfg.length_model, self.LENGTH_MODELS)
         self.self_conditioning = cfg.self_conditioning
         self.length_margin = cfg.length_margin
@@ -80,14 +85,21 @@ class DiffusionModel(LearnsTimesteps):
         self.max_target_positions = cfg.max_target_positions
         self.longest_sequence = longest_sequence or cfg.max_target_positions
         self.pad = pad
-        # Fingerprints of the source and target dictionaries, where the task gives them: kept beside the weights.
-        self.dictionaries: Dict[str, str] = {}
-        # Since weights were loaded and until the next update: their tables that had other lengths.
-        self._refitted: Optional[List[str]] = None
         self.embedding = nn.Embedding(num_tokens, cfg.latent_dim)
         self.rounding_bias = nn.Parameter(torch.zeros(num_tokens))
-        # The longest target met in training; floating point, because EMA also averages buffers.
-        self.register_buffer("longest_target", torch.zeros(()))
+
+    def process(self, cfg: LatentConfig) -> Tuple[Schedule, str]:
+        """The noise schedule, and what the network predicts."""
+        return model_schedule(cfg), one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The embeddings (V, D) that are noised."""
+        return self.embedding.weight
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The embeddings (..., D) float32 of tokens (...)."""
+        return F.embedding(tokens, self.vectors).float()
 
     def encode(self, src_tokens: Tensor) -> Condition:
         """Encode a source (B, S); once per sentence."""
@@ -164,7 +176,7 @@ class DiffusionModel(LearnsTimesteps):
 
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
-        return F.linear(x.to(self.embedding.weight.dtype), self.embedding.weight, self.rounding_bias)
+        return F.linear(x.to(self.vectors.dtype), self.vectors, self.rounding_bias)
 
     def token_nll(self, x: Tensor, tokens: Tensor, label_smoothing: float = 0.0, fixed: bool = False) -> Tensor:
         """-log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), with gradient; at most LOGITS_AT_ONCE scores
@@ -175,15 +187,11 @@ class DiffusionModel(LearnsTimesteps):
             fixed: whether the embeddings that are scored against get no gradient.
         """
         def nll(x: Tensor, tokens: Tensor) -> Tensor:
-            weight = self.embedding.weight.detach() if fixed else self.embedding.weight
+            weight = self.vectors.detach() if fixed else self.vectors
             scores = F.linear(x.to(weight.dtype), weight, self.rounding_bias).float()
             return F.cross_entropy(scores, tokens, reduction="none", label_smoothing=label_smoothing)
 
-        at_once = _latents_at_once(self.embedding.num_embeddings)
-        if len(x) <= at_once:
-            return nll(x, tokens)
-        return torch.cat([checkpoint(nll, *part, use_reentrant=False)
-                          for part in zip(x.split(at_once), tokens.split(at_once))])
+        return in_chunks(nll, self.embedding.num_embeddings, x, tokens)
 
     def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor) -> Tensor:
         """log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), the forbidden ones (V,) left out."""
@@ -194,11 +202,11 @@ class DiffusionModel(LearnsTimesteps):
 
     def token_search(self, forbidden: Tensor) -> TokenSearch:
         """A search for the likeliest token at a latent, the forbidden ones (V,) left out."""
-        return TokenSearch(self.embedding.weight, self.rounding_bias, forbidden)
+        return TokenSearch(self.vectors, self.rounding_bias, forbidden)
 
     def nearest_search(self, forbidden: Tensor) -> TokenSearch:
         """A search for the token with the nearest embedding, the forbidden ones (V,) left out."""
-        return TokenSearch.nearest(self.embedding.weight, forbidden)
+        return TokenSearch.nearest(self.vectors, forbidden)
 
     def modelled_target(self, target: Tensor) -> Tensor:
         """Pad or cut a sequence (B, L) to the positions that are modelled."""
@@ -210,6 +218,20 @@ class DiffusionModel(LearnsTimesteps):
         if self.training:
             self.longest_target.clamp_(min=length)
         return F.pad(target, (0, length - target.size(1)), value=self.pad)
+
+    def example(self, src_tokens: Tensor, target: Tensor, count: int, objective: Objective,
+                generator: Optional[torch.Generator] = None) -> Example:
+        """What of a batch is learned from, in `count` rows: as `forward` takes it."""
+        copies, lengths = count // len(src_tokens), (target != self.pad).sum(dim=1)
+        encoded = self.encode(self.drop_conditions(src_tokens, generator))
+        memory = self.memory(encoded)
+        target = self.modelled_target(self.sequence(encoded, target)).repeat_interleave(copies, dim=0)
+        given = memory.given(*target.shape)
+        generated = torch.ones_like(target, dtype=torch.bool) if given is None or objective.given else ~given
+        counts = (target != self.pad) & generated
+        modelled = generated if self.length_model in PADDING_MODELLED else counts
+        packing = Packing.of(modelled if given is None else modelled | given)
+        return Example(target, counts, modelled, packing, encoded, memory, copies, lengths)
 
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
@@ -224,23 +246,15 @@ class DiffusionModel(LearnsTimesteps):
             start_noise, noise: (B * k, L, D), the noise of x0 and of xt; drawn where not given.
             objective: what is wanted, and which gradients.
         """
-        copies, lengths = len(t) // len(src_tokens), (target != self.pad).sum(dim=1)
-        encoded = self.encode(self.drop_conditions(src_tokens, generator))
-        memory = self.memory(encoded)
-        target = self.modelled_target(self.sequence(encoded, target)).repeat_interleave(copies, dim=0)
-        given = memory.given(*target.shape)
-        generated = torch.ones_like(target, dtype=torch.bool) if given is None or objective.given else ~given
-        counts = (target != self.pad) & generated
-        modelled = generated if self.length_model in PADDING_MODELLED else counts
-        packing = Packing.of(modelled if given is None else modelled | given)
-        embedded = self.embedding(target).float()
+        example = self.example(src_tokens, target, len(t), objective, generator)
+        target, memory, packing = example.target, example.memory, example.packing
+        embedded = self.embed(target)
 
         def draw() -> Tensor:
             return torch.randn(embedded.shape, generator=generator, device=embedded.device)
 
         first, level = (self.schedule.at(times).cut(target.size(1)) for times in (torch.zeros_like(t), t))
-        x0 = q_sample(embedded, first._replace(alpha=torch.ones_like(first.alpha)),
-                      draw() if start_noise is None else start_noise)
+        x0 = noised_embedding(embedded, first, draw() if start_noise is None else start_noise)
         noise = draw() if noise is None else noise
         if self.training and self.jitters_given:
             memory = memory._replace(embedded=x0)
@@ -249,12 +263,13 @@ class DiffusionModel(LearnsTimesteps):
         previous = None
         if self.self_conditioning:
             previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // copies), packing.select(rows)),
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // example.copies),
+                                          packing.select(rows)),
                 xt.detach(), SELF_CONDITIONING_RATE, generator,
             )
         output = self.network(xt, t, memory, packing, previous).float()
         pred_x0 = self.to_x0(output, xt, t)
-        scored = packing if given is None else Packing.of(modelled)
+        scored = Packing.of(example.modelled)
         smoothing, tokens = objective.label_smoothing, scored.pack(target)
 
         def nll(name: str, x: Tensor) -> Tensor:
@@ -262,12 +277,12 @@ class DiffusionModel(LearnsTimesteps):
             return scored.unpack(self.token_nll(scored.pack(x), tokens, smoothing, fixed))
 
         return TrainingPass(
-            target=target, counts=counts, modelled=modelled, embedded=embedded, x0=x0,
+            target=target, counts=example.counts, modelled=example.modelled, embedded=embedded, x0=x0,
             prediction=output, aim=x0 if self.parameterization == "x0" else noise, pred_x0=pred_x0,
             rounding_nll=nll("rounding", objective.through("rounding-x0", x0)) if objective.rounding else None,
             anchor_nll=nll("anchor", pred_x0) if objective.anchor else None,
-            length_logits=self.length_logits(encoded) if self.length_model == "predicted" else None,
-            lengths=lengths,
+            length_logits=self.length_logits(example.encoded) if self.length_model == "predicted" else None,
+            lengths=example.lengths,
         )
 
     def sequence(self, encoded: Condition, target: Tensor) -> Tensor:
@@ -280,89 +295,6 @@ class DiffusionModel(LearnsTimesteps):
         if self.length_model == "longest":
             trained = max(1, math.ceil(self.longest_target.item()))
         return limits.clamp(max=trained)
-
-    def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
-        """As LearnsTimesteps; take over tables of other lengths."""
-        super().upgrade_state_dict_named(state_dict, name)
-        self._fit_lengths(state_dict, name + "." if name else "")
-
-    def _fit_lengths(self, state_dict: Dict[str, Any], prefix: str) -> None:
-        """Take over the rows that a longer or shorter table of positions or lengths has in common with ours; further
-        ones of ours stay as they were initialised. Losses by timestep are of no use to another number of them."""
-        self._refitted = []
-        for key, own in self.state_dict().items():
-            theirs = state_dict.get(prefix + key, own)
-            if theirs.shape == own.shape or theirs.shape[1:] != own.shape[1:]:
-                continue
-            if f".{key}".endswith(tuple("." + table for table in LENGTH_TABLES)):
-                rows = min(len(theirs), len(own))
-                state_dict[prefix + key] = torch.cat([theirs[:rows].to(own), own[rows:]])
-            elif key.startswith("timesteps."):
-                state_dict[prefix + key] = own
-            else:
-                continue
-            self._refitted.append(f"{key} {len(theirs)} -> {len(own)}")
-        if self._refitted:
-            logger.info(f"weights of other lengths taken over: {', '.join(self._refitted)}")
-
-    def set_num_updates(self, num_updates: int) -> None:
-        """What the host calls before each update; 0 after weights were loaded means that they are fine-tuned.
-
-        Raises:
-            UserError: training goes on with tables of other lengths, for which the optimizer's state does not fit.
-        """
-        super().set_num_updates(num_updates)
-        if self._refitted is None:
-            return
-        if num_updates and self._refitted:
-            raise UserError(f"training cannot go on with other lengths ({', '.join(self._refitted)}): give the options "
-                            "the checkpoint was trained with, or start anew from it with --finetune-from-model")
-        if not num_updates:
-            # Of the targets of another task.
-            self.longest_target.zero_()
-        self._refitted = None
-
-    def state_dict(self, *args, **kwargs):
-        """As torch's; the metadata says which dictionaries the weights belong to."""
-        state = super().state_dict(*args, **kwargs)
-        if self.dictionaries:
-            state._metadata[kwargs.get("prefix", "")[:-1]]["dictionaries"] = dict(self.dictionaries)
-        return state
-
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """As fairseq's; what a checkpoint holds is checked first.
-
-        Raises:
-            UserError: weights that are not finite, or of another dictionary.
-        """
-        if strict:
-            self._check_weights(state_dict)
-        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
-
-    def _check_weights(self, state_dict: Dict[str, Tensor]) -> None:
-        own = self.state_dict()
-        for key in ("embedding.weight", "encoder.tokens.weight"):
-            if key in own and key in state_dict and len(own[key]) != len(state_dict[key]):
-                # Pre-training needs the word, other data may have been binarised without it.
-                remedy = ("if it lacks <mask>, append '<mask> 0' to its dictionaries"
-                          if len(state_dict[key]) == len(own[key]) + 1 else "use the data it was trained with")
-                raise UserError(f"the checkpoint was trained with a dictionary of {len(state_dict[key])} types, the "
-                                f"data folder's has {len(own[key])} ({key}): {remedy}")
-        lacking = [key for key in own if key.startswith("schedule.") and key not in state_dict]
-        if lacking:
-            raise UserError(f"the checkpoint lacks its adaptive noise schedule ({lacking[0]}): use a file that "
-                            "training wrote, or leave --adaptive-schedule-updates out")
-        # A host that has sent the weights to other processes has lost the metadata.
-        theirs = getattr(state_dict, "_metadata", {}).get("", {}).get("dictionaries", {})
-        for side in self.dictionaries.keys() & theirs.keys():
-            if theirs[side] != self.dictionaries[side]:
-                raise UserError(f"the checkpoint was trained with another {side} dictionary, of as many types: "
-                                "binarise with the one it was trained with (--srcdict, --tgtdict)")
-        broken = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
-        if broken:
-            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-            raise UserError(f"the checkpoint's weights are not finite ({broken[0]}{more}): training diverged; take "
-                            "an earlier checkpoint")
 
     @classmethod
     def check_task(cls, task) -> None:

@@ -14,13 +14,42 @@ NOISING = ("partial", "full")
 
 
 @dataclass
-class DiffusionModelConfig(FairseqDataclass):
+class LatentConfig(FairseqDataclass):
     """Options of every diffusion model."""
 
     latent_dim: int = field(
         default=128,
         metadata={"help": "width of the token embeddings that are noised; even. Smaller for small vocabularies"},
     )
+    self_conditioning: bool = field(
+        default=False,
+        metadata={"help": "feed the network its previous estimate of x0; better text for about a sixth more "
+                          "training time, nothing more per generation step"},
+    )
+    condition_dropout: float = field(
+        default=0.0,
+        metadata={"help": "probability with which a source is replaced by the empty condition in training, so that "
+                          "generation can use --guidance-scale (classifier-free guidance); 0.1 is usual"},
+    )
+    length_model: str = field(
+        default="fixed",
+        metadata={"help": "how the model knows the target's length: fixed (padding up to --max-target-positions is "
+                          "generated like words, GENIE's way), longest (the same up to the batch's longest target "
+                          "and --length-margin: cheaper for short targets), predicted (a length head, no padding), "
+                          "given (language models: as many positions as the prompt has)"},
+    )
+    length_margin: int = field(
+        default=4,
+        metadata={"help": "padding positions beyond the batch's longest target under --length-model longest"},
+    )
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+@dataclass
+class DiffusionModelConfig(LatentConfig):
+    """Options of the models whose noise levels are a table of betas."""
+
     diffusion_timesteps: int = field(
         default=2000,
         metadata={"help": "T: levels of the noise schedule in training. Generation may take any smaller number of "
@@ -54,29 +83,6 @@ class DiffusionModelConfig(FairseqDataclass):
         default="x0",
         metadata={"help": "what the network predicts: x0 (the released GENIE) or noise (GENIE's eq. 4 and 10)"},
     )
-    self_conditioning: bool = field(
-        default=False,
-        metadata={"help": "feed the network its previous estimate of x0; better text for about a sixth more "
-                          "training time, nothing more per generation step"},
-    )
-    condition_dropout: float = field(
-        default=0.0,
-        metadata={"help": "probability with which a source is replaced by the empty condition in training, so that "
-                          "generation can use --guidance-scale (classifier-free guidance); 0.1 is usual"},
-    )
-    length_model: str = field(
-        default="fixed",
-        metadata={"help": "how the model knows the target's length: fixed (padding up to --max-target-positions is "
-                          "generated like words, GENIE's way), longest (the same up to the batch's longest target "
-                          "and --length-margin: cheaper for short targets), predicted (a length head, no padding), "
-                          "given (language models: as many positions as the prompt has)"},
-    )
-    length_margin: int = field(
-        default=4,
-        metadata={"help": "padding positions beyond the batch's longest target under --length-model longest"},
-    )
-    max_source_positions: int = II("task.max_source_positions")
-    max_target_positions: int = II("task.max_target_positions")
 
 
 @dataclass
@@ -94,6 +100,17 @@ class TransformerSizes(FairseqDataclass):
                           "The published encoder (BERT) has it after"},
     )
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+
+
+@dataclass
+class LatentClassifierConfig(TransformerSizes):
+    """A classifier of a diffusion model's x_t."""
+
+    diffusion_path: Optional[str] = field(
+        default=None,
+        metadata={"help": "checkpoint of the diffusion model whose x_t is classified, at every level of its noise; the "
+                          "file that generation will use (an average of its weights is another model)"},
+    )
 
 
 @dataclass
@@ -157,4 +174,39 @@ class DiffuSeqConfig(TransformerConfig):
         default=False,
         metadata={"help": "in training with --noising partial add the noise of the first level to the source, as "
                           "published; generation never does"},
+    )
+
+
+@dataclass
+class DDLMConfig(TransformerSizes, LatentConfig):
+    """Sizes of a DDLM: a bidirectional transformer with conditional layer norms that predicts tokens."""
+
+    latent_dim: int = field(
+        default=256, metadata={"help": "width d of the token embeddings, whose length is sqrt(d); even"}
+    )
+    model_dim: int = field(default=1024, metadata={"help": "width of the transformer layers"})
+    ffn_dim: int = field(default=4096, metadata={"help": "width of the feed-forward layers"})
+    attention_heads: int = field(default=8, metadata={"help": "attention heads; must divide --model-dim"})
+    encoder_layers: int = field(default=8, metadata={"help": "layers"})
+    self_conditioning: bool = field(
+        default=False, metadata={"help": "feed the network its previous estimate of x0: better text"}
+    )
+    length_model: str = field(
+        default="given",
+        metadata={"help": "given (a sequence has as many positions as its prompt), fixed or longest (padding is "
+                          "generated like words)"},
+    )
+    t_min: float = field(
+        default=1.0,
+        metadata={"help": "least noise of training: sigma = t. At 1 the embeddings of a width of 256 are easily told "
+                          "apart; narrow embeddings and large vocabularies need less"},
+    )
+    t_max: float = field(
+        default=10.0,
+        metadata={"help": "most noise of training, where generation starts: 10 (DDLM) or up to 300 with "
+                          "--timestep-sampler time-warp (CDCD); too little leaves hints in x_t, too much makes text "
+                          "that repeats itself"},
+    )
+    rotary: bool = field(
+        default=False, metadata={"help": "rotate queries and keys by their positions in place of learned positions"}
     )

@@ -61,14 +61,14 @@ class DiffuSeqModel(EncoderOnlyModel):
         mask = src_tokens != self.pad
         # Trained with full noising the source is denoised, too, and no position is given.
         given = None if self.training and self.noises_given else mask
-        return Prompt(src_tokens, mask, given, self.embedding(src_tokens).float(), offset=mask.sum(dim=1))
+        return Prompt(src_tokens, mask, given, self.embed(src_tokens), offset=mask.sum(dim=1))
 
     def memory(self, encoded: Prompt) -> Prompt:
         return encoded
 
     def unconditional(self, memory: Prompt) -> Prompt:
         """Sources of as many ends of sentence: the text keeps its place."""
-        return memory._replace(embedded=self.embedding(self.without_condition(memory.tokens)).float())
+        return memory._replace(embedded=self.embed(self.without_condition(memory.tokens)))
 
     def sequence(self, encoded: Prompt, target: Tensor) -> Tensor:
         """Source and target (B, L) one after the other, without padding between."""

@@ -10,6 +10,7 @@ from diffusion_fairseq.models.condition import Prompt
 from diffusion_fairseq.models.config import GIVEN_TOKENS, DiffusionLMConfig, TransformerConfig
 from diffusion_fairseq.models.latent_encoder import LatentEncoder
 from diffusion_fairseq.models.presets import DIFFUSION_LM
+from diffusion_fairseq.models.prompts import PromptModel
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.modules.packing import Packing
 
@@ -30,6 +31,7 @@ class EncoderOnlyModel(LatentEncoder, DiffusionModel):
         self.add_layers(cfg, cfg.latent_dim, max_positions, marks)
         dim = cfg.model_dim
         self.down_projection = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, cfg.latent_dim))
+        self.init_layers()
 
     def network(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         given = memory.given(*xt.shape[:2])
@@ -42,7 +44,7 @@ class EncoderOnlyModel(LatentEncoder, DiffusionModel):
 
 
 @register("diffusion_lm", DiffusionLMConfig, DIFFUSION_LM)
-class DiffusionLMModel(EncoderOnlyModel):
+class DiffusionLMModel(EncoderOnlyModel, PromptModel):
     """A language model whose prompts are sequences with a mask token wherever one is to be generated.
 
     Args:
@@ -51,35 +53,11 @@ class DiffusionLMModel(EncoderOnlyModel):
         pad, mask: indices of padding and of the mask token.
     """
 
-    LENGTH_MODELS = ("given", "fixed", "longest")
-    prompts = True
-    numbered = True
-
     def __init__(self, cfg: DiffusionLMConfig, num_tokens: int, pad: int, mask: int):
         clean = one_of("--given-tokens", cfg.given_tokens, GIVEN_TOKENS) == "clean"
         super().__init__(cfg, num_tokens, pad, cfg.max_target_positions, marks=clean)
         self.mask = self.empty = mask
         self.noises_given = not clean
         if self.noises_given and self.condition_dropout:
-            raise UserError("--condition-dropout needs --given-tokens clean: with noised ones a model learns whole texts "
-                            "and has no condition to drop")
-
-    @classmethod
-    def build_model(cls, cfg: DiffusionLMConfig, task) -> "DiffusionLMModel":
-        cls.check_task(task)
-        return cls(cfg, len(task.target_dictionary), task.target_dictionary.pad(), task.mask)
-
-    def encode(self, src_tokens: Tensor) -> Prompt:
-        """The prompts (B, L): a mask token where one is generated."""
-        mask = src_tokens != self.pad
-        fixed = mask & (src_tokens != self.mask)
-        # A model that noises all its positions learns from all of them.
-        none = (self.training and self.noises_given) or not fixed.any()
-        return Prompt(src_tokens, mask, None if none else fixed, self.embedding(src_tokens).float())
-
-    def memory(self, encoded: Prompt) -> Prompt:
-        return encoded
-
-    def unconditional(self, memory: Prompt) -> Prompt:
-        """Prompts that give nothing: given tokens are seen at the noise level of the others."""
-        return memory._replace(fixed=None)
+            raise UserError("--condition-dropout needs --given-tokens clean: with noised ones a model learns whole "
+                            "texts and has no condition to drop")

@@ -51,6 +51,9 @@ class LatentEncoder(nn.Module):
         self.final_norm = (
             nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS) if cfg.encoder_normalize_before else nn.Identity()
         )
+
+    def init_layers(self) -> None:
+        """Draw the weights of the layers and tables as BERT's; once all modules of the model are made."""
         for table in (self.positions, self.marks):
             init_bert(table)
         self.layers.apply(init_bert)

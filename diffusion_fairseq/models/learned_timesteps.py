@@ -4,6 +4,8 @@ from typing import Any, Dict
 
 from fairseq.models import BaseFairseqModel
 
+from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
+from diffusion_fairseq.diffusion.time_laws import TIME_LAWS
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import one_of
 
@@ -13,9 +15,16 @@ class LearnsTimesteps(BaseFairseqModel):
 
     def timestep_sampler(self, name: str) -> UniformTimesteps:
         """The training law of t of this name, as it has been learned so far."""
-        sampler = TIMESTEP_SAMPLERS[one_of("--timestep-sampler", name, tuple(TIMESTEP_SAMPLERS))]
-        if type(getattr(self, "timesteps", None)) is not sampler:
-            self.timesteps = sampler(self.schedule.num_timesteps).to(next(self.parameters()).device)
+        continuous = isinstance(self.schedule, SigmaEqualsT)
+        known = TIME_LAWS if continuous else TIMESTEP_SAMPLERS
+        law = known[one_of("--timestep-sampler", name, tuple(known))]
+        before = getattr(self, "timesteps", None)
+        if type(before) is not law:
+            times = (self.schedule.t_min, self.schedule.t_max) if continuous else (self.schedule.num_timesteps,)
+            self.timesteps = law(*times).to(next(self.parameters()).device)
+            if before is not None and before.state_dict().keys() == self.timesteps.state_dict().keys():
+                # Laws that are fitted to the same losses.
+                self.timesteps.load_state_dict(before.state_dict())
         return self.timesteps
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
@@ -23,7 +32,7 @@ class LearnsTimesteps(BaseFairseqModel):
         prefix = name + "." if name else ""
         learned = {key for key in state_dict if key.startswith(prefix + "timesteps.")}
         if learned and not hasattr(self, "timesteps"):
-            self.timestep_sampler("loss-second-moment")
+            self.timestep_sampler("time-warp" if prefix + "timesteps.edges" in learned else "loss-second-moment")
         if not learned and hasattr(self, "timesteps"):
             for key, value in self.timesteps.state_dict().items():
                 state_dict[prefix + "timesteps." + key] = value

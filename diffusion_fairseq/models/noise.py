@@ -3,12 +3,14 @@
 from typing import Union
 
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
-from diffusion_fairseq.diffusion.schedules import DiscreteSchedule, build_schedule
+from diffusion_fairseq.diffusion.schedules import DiscreteSchedule, SigmaEqualsT, build_schedule
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import DiffusionModelConfig
 
+Schedule = Union[DiscreteSchedule, AdaptiveSchedule, SigmaEqualsT]
 
-def model_schedule(cfg: DiffusionModelConfig) -> Union[DiscreteSchedule, AdaptiveSchedule]:
+
+def model_schedule(cfg: DiffusionModelConfig) -> Schedule:
     """The schedule of all positions, or one for each of them that training adapts.
 
     Raises:

@@ -34,6 +34,16 @@ DIFFUSION_LM: Dict[str, Dict[str, Any]] = {
     },
 }
 
+LATENT_CLASSIFIER: Dict[str, Dict[str, Any]] = {
+    "latent_classifier_small": {
+        "model_dim": 192, "ffn_dim": 768, "attention_heads": 4, "encoder_layers": 3, "encoder_normalize_before": True,
+    },
+    "latent_classifier_tiny": {
+        "model_dim": 64, "ffn_dim": 128, "attention_heads": 2, "encoder_layers": 2, "time_dim": 32,
+        "encoder_normalize_before": True,
+    },
+}
+
 DIFFUSEQ: Dict[str, Dict[str, Any]] = {
     # DiffuSeq and "Large-Scale Diffusion Models for Text Generation": BERT-base's shape, latent 128, T = 2000, sqrt.
     "diffuseq_base": {},
@@ -44,5 +54,19 @@ DIFFUSEQ: Dict[str, Dict[str, Any]] = {
     "diffuseq_tiny": {
         "model_dim": 64, "ffn_dim": 128, "attention_heads": 2, "encoder_layers": 2, "latent_dim": 32, "time_dim": 32,
         "encoder_normalize_before": True, "self_conditioning": True, "mark_source": True, "length_model": "predicted",
+    },
+}
+
+DDLM: Dict[str, Dict[str, Any]] = {
+    # DDLM, section 3.2: 147 M parameters with 32,000 types.
+    "ddlm_base": {"self_conditioning": True},
+    # 7.3 M parameters with 10,000 types.
+    "ddlm_small": {
+        "model_dim": 256, "ffn_dim": 1024, "attention_heads": 4, "encoder_layers": 4, "latent_dim": 64, "t_min": 0.5,
+        "self_conditioning": True,
+    },
+    "ddlm_tiny": {
+        "model_dim": 64, "ffn_dim": 128, "attention_heads": 2, "encoder_layers": 2, "latent_dim": 32, "time_dim": 32,
+        "t_min": 0.5, "self_conditioning": True,
     },
 }

@@ -66,10 +66,20 @@ class SamplingConfig:
         default=1,
         metadata={"help": "likeliest target lengths tried for each candidate (--length-model predicted)"},
     )
+    initial_noise_scale: float = field(
+        default=1.0,
+        metadata={"help": "scale of the noise that generation starts from: below 1 likelier and more repetitive text, "
+                          "above 1 more varied and less fluent (DDLM, table 8)"},
+    )
+    score_temperature: float = field(
+        default=1.0,
+        metadata={"help": "temperature of the token probabilities whose mean embedding is the estimate of x0, for "
+                          "models that predict tokens: below 1 surer and less varied"},
+    )
     guidance_scale: float = field(
         default=1.0,
-        metadata={"help": "classifier-free guidance: go from the estimate without the condition so many times as far as "
-                          "the one with it. Above 1 the text follows its source or prompt more closely and varies "
+        metadata={"help": "classifier-free guidance: go from the estimate without the condition so many times as far "
+                          "as the one with it. Above 1 the text follows its source or prompt more closely and varies "
                           "less, at twice the cost of a step; needs a model trained with --condition-dropout. 1: off"},
     )
     classifier: Optional[str] = field(
@@ -116,6 +126,10 @@ def check_sampling(cfg: SamplingConfig) -> None:
     for option, (value, least) in at_least.items():
         if value is not None and not value >= least:
             raise UserError(f"{option} must be at least {least}, got {value}")
+    for option, value in (("--initial-noise-scale", cfg.initial_noise_scale),
+                          ("--score-temperature", cfg.score_temperature)):
+        if not value > 0:
+            raise UserError(f"{option} must be above 0, got {value}")
     if cfg.stride_as_published and (cfg.solver, cfg.sampling_grid) != ("ddpm", "uniform"):
         raise UserError("--stride-as-published is a way of taking ddpm steps on the uniform grid: leave --solver and "
                         "--sampling-grid at their defaults")

@@ -3,11 +3,17 @@
 from typing import Dict, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Scores that are held at one time: they stay in a processor's cache, where the maximum is found 2 to 3 times as fast.
 SCORES_AT_ONCE = 1 << 20
 TOKENS_AT_ONCE = 2048  # at least, so that a chunk's matrix product fills the machine
+
+
+def normalised(embedding: Tensor) -> Tensor:
+    """Embeddings (V, D) of length sqrt(D), so that each component has a variance of 1 (CDCD, section 3.1)."""
+    return F.normalize(embedding, dim=-1) * embedding.size(-1) ** 0.5
 
 
 class TokenSearch:

@@ -1,0 +1,156 @@
+"""DDLM: the network predicts tokens, and their mean embedding is the estimate of x_0: score interpolation (CDCD:
+Dieleman et al., 2022; "Democratized Diffusion Language Model", sections 2 and 3)."""
+
+import math
+from typing import Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_fairseq.diffusion.process import q_sample
+from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.base import SELF_CONDITIONING_RATE, VLB, in_chunks
+from diffusion_fairseq.models.condition import Prompt
+from diffusion_fairseq.models.config import DDLMConfig
+from diffusion_fairseq.models.presets import DDLM
+from diffusion_fairseq.models.prompts import PromptModel
+from diffusion_fairseq.models.registration import register
+from diffusion_fairseq.models.training_pass import Objective, TrainingPass
+from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm, ConditionedLayer
+from diffusion_fairseq.modules.layers import init_bert
+from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.modules.self_conditioning import first_estimates, with_previous
+from diffusion_fairseq.modules.time_embedding import TIME_SCALE, TimeEmbedding
+from diffusion_fairseq.text.embedding import normalised
+
+
+@register("ddlm", DDLMConfig, DDLM)
+class DDLMModel(PromptModel):
+    """A language model over embeddings of length sqrt(d), noised by sigma = t; given tokens are never noised.
+
+    Args:
+        cfg: options.
+        num_tokens: size of the dictionary.
+        pad, mask: indices of padding and of the mask token.
+    """
+
+    predicts_tokens = True
+
+    def __init__(self, cfg: DDLMConfig, num_tokens: int, pad: int, mask: int):
+        super().__init__(cfg, num_tokens, pad)
+        dim = cfg.model_dim
+        if dim % cfg.attention_heads:
+            raise UserError(f"--model-dim {dim} must be a multiple of --attention-heads {cfg.attention_heads}")
+        self.mask = self.empty = mask
+        # Tokens are predicted, not rounded to: what the generator scores with needs no bias.
+        del self.rounding_bias
+        self.register_buffer("rounding_bias", torch.zeros(num_tokens), persistent=False)
+        self.up_projection = nn.Linear(cfg.latent_dim * (2 if cfg.self_conditioning else 1), dim)
+        # Which positions are given and which are noised.
+        self.marks = nn.Embedding(2, dim)
+        self.positions = None if cfg.rotary else nn.Embedding(cfg.max_target_positions, dim)
+        self.time_embedding = TimeEmbedding(cfg.time_dim, cfg.time_dim)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(
+            ConditionedLayer(dim, cfg.attention_heads, cfg.ffn_dim, cfg.time_dim, cfg.dropout, cfg.rotary)
+            for _ in range(cfg.encoder_layers)
+        )
+        self.final_norm = ConditionalLayerNorm(dim, cfg.time_dim)
+        self.head = nn.Linear(dim, num_tokens)
+        for table in (self.marks, self.positions):
+            init_bert(table)
+
+    def process(self, cfg: DDLMConfig) -> Tuple[SigmaEqualsT, str]:
+        try:
+            return SigmaEqualsT(cfg.t_min, cfg.t_max), "x0"
+        except ValueError as error:
+            raise UserError(f"--t-min, --t-max: {error}") from error
+
+    @property
+    def vectors(self) -> Tensor:
+        """The embeddings (V, D), each of length sqrt(D): a cross-entropy alone would let them grow without end (CDCD,
+        section 3.1)."""
+        return normalised(self.embedding.weight)
+
+    def network(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Packing, previous: Optional[Tensor]) -> Tensor:
+        """What the layers make (n, model_dim) of the packed positions of xt (R, L, D) at times t (R,) or ()."""
+        given = memory.given(*xt.shape[:2])
+        scale = (1 + t.reshape(-1, 1, 1).float() ** 2).rsqrt()
+        x = packing.pack(memory.impose(xt * scale)).to(self.head.weight.dtype)
+        if self.self_conditioning:
+            x = with_previous(x, None if previous is None else packing.pack(previous))
+        marks = xt.new_zeros(xt.shape[:2], dtype=torch.bool) if given is None else given
+        x = self.up_projection(x) + self.marks(packing.pack(marks).long())
+        if self.positions is not None:
+            # Padding may reach beyond the last position; it is masked.
+            places = packing.columns(x.device).clamp(max=self.positions.num_embeddings - 1)
+            x = x + self.positions(places)
+        t_min, t_max = self.schedule.t_min, self.schedule.t_max
+        share = (t.reshape(-1).float() / t_min).log() / math.log(t_max / t_min)
+        condition = F.silu(self.time_embedding(TIME_SCALE * share))
+        rows = packing.rows(x.device) if len(condition) > 1 else None
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x, packing, condition, rows)
+        return self.final_norm(x, condition, rows)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (n, V) float32 of the tokens at positions (n, model_dim)."""
+        return self.head(hidden).float()
+
+    def interpolate(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """The mean embedding (n, D) float32 under p(x_0 | x_t, t) (CDCD, eq. 4), the vocabulary's scores held for some
+        positions at a time."""
+        vectors = self.vectors.float()
+
+        def mean(part: Tensor) -> Tensor:
+            return (self.logits(part) / temperature).softmax(dim=-1) @ vectors
+
+        return in_chunks(mean, len(vectors), hidden)
+
+    def denoise(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Optional[Packing] = None,
+                previous: Optional[Tensor] = None, temperature: float = 1.0) -> Tensor:
+        packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
+        hidden = self.network(xt, t, memory, packing, previous)
+        return memory.impose(packing.unpack(self.interpolate(hidden, temperature)))
+
+    def forward(
+        self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
+        noise: Optional[Tensor] = None, generator: Optional[torch.Generator] = None, objective: Objective = VLB,
+    ) -> TrainingPass:
+        """One training pass at times t (B,): as the other models', without noise of x_0 and rounding; anchor_nll is
+        the cross-entropy of the predicted tokens."""
+        example = self.example(src_tokens, target, len(t), objective, generator)
+        memory, packing = example.memory, example.packing
+        embedded = self.embed(example.target)
+        if noise is None:
+            noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
+        xt = q_sample(objective.through("input", embedded), self.schedule.at(t), noise)
+        previous = None
+        if self.self_conditioning:
+            previous = first_estimates(
+                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // example.copies),
+                                          packing.select(rows)),
+                xt.detach(), SELF_CONDITIONING_RATE, generator,
+            )
+        hidden = packing.unpack(self.network(xt, t, memory, packing, previous))
+        scored = Packing.of(example.modelled)
+
+        def nll(part: Tensor, tokens: Tensor) -> Tensor:
+            return F.cross_entropy(self.logits(part), tokens, reduction="none",
+                                   label_smoothing=objective.label_smoothing)
+
+        losses = in_chunks(nll, self.embedding.num_embeddings, scored.pack(hidden), scored.pack(example.target))
+        pred_x0 = None
+        if not self.training:
+            pred_x0 = memory.impose(packing.unpack(self.interpolate(packing.pack(hidden))))
+        return TrainingPass(
+            target=example.target, counts=example.counts, modelled=example.modelled, embedded=embedded, x0=embedded,
+            prediction=None, aim=None, pred_x0=pred_x0, rounding_nll=None, anchor_nll=scored.unpack(losses),
+            length_logits=None, lengths=example.lengths,
+        )
+
+    def transformer_layers(self) -> Iterator[nn.Module]:
+        yield from self.layers

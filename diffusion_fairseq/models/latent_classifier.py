@@ -1,0 +1,106 @@
+"""A classifier of x_t, at every level of its noise, for classifier-guided generation (Li et al., 2022, section 5)."""
+
+from typing import List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.config import LatentClassifierConfig, TransformerSizes
+from diffusion_fairseq.models.latent_encoder import LatentEncoder
+from diffusion_fairseq.models.latent_space import LatentSpace, facts, load
+from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
+from diffusion_fairseq.models.persistence import check_finite
+from diffusion_fairseq.models.presets import LATENT_CLASSIFIER
+from diffusion_fairseq.models.registration import register
+from diffusion_fairseq.modules.packing import Packing
+
+SHOWN = 12  # labels that an error lists
+
+
+@register("latent_classifier", LatentClassifierConfig, LATENT_CLASSIFIER)
+class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
+    """log p(label | x_t, t): BERT's layers over x_t, the mean over its positions, a linear head.
+
+    Its checkpoint holds the embeddings and noise levels of the diffusion model whose x_t it reads.
+
+    Args:
+        cfg: sizes.
+        space: of the diffusion model.
+        labels: their names.
+        pad: index of padding; None where only x_t is classified, and no text.
+    """
+
+    def __init__(self, cfg: TransformerSizes, space: LatentSpace, labels: List[str], pad: Optional[int] = None):
+        super().__init__()
+        self.space, self.labels, self.pad = space, labels, pad
+        self.add_layers(cfg, space.embedding.size(1), space.longest)
+        self.head = nn.Linear(cfg.model_dim, len(labels))
+        self.init_layers()
+
+    @property
+    def schedule(self):
+        return self.space.schedule
+
+    @classmethod
+    def build_model(cls, cfg: LatentClassifierConfig, task) -> "LatentClassifierModel":
+        """Build the classifier of a task's labels.
+
+        Raises:
+            UserError: another task, no diffusion model, or one with another dictionary.
+        """
+        if not hasattr(task, "labels"):
+            raise UserError("a latent_classifier classifies texts: pass --task latent_classification")
+        if cfg.diffusion_path is None:
+            raise UserError("--diffusion-path is needed: the checkpoint of the model whose text is to be led")
+        space = LatentSpace.of_checkpoint(cfg.diffusion_path)
+        task.check_space(space, cfg.diffusion_path)
+        return cls(cfg, space, task.labels, task.source_dictionary.pad())
+
+    @classmethod
+    def of_checkpoint(cls, path: str) -> "LatentClassifierModel":
+        """The classifier in a checkpoint, without gradients, from that file alone.
+
+        Raises:
+            UserError: the file cannot be read, or holds another kind of model, or no names of labels.
+        """
+        cfg, weights = load(path, cls)
+        check_finite({name: weight for name, weight in weights.items() if not name.startswith("space.")})
+        known = facts(weights)
+        if "labels" not in known:
+            raise UserError(f"{path} holds no names of labels: use a file that training has written")
+        space = LatentSpace(weights["space.embedding"], weights["space.schedule.log_snr"],
+                            len(weights["positions.weight"]), dictionary=known.get("dictionary"))
+        model = cls(cfg, space, list(known["labels"]))
+        model.load_state_dict(weights)
+        return model.eval().requires_grad_(False)
+
+    def state_dict(self, *args, **kwargs):
+        """As torch's; the metadata names the labels and the dictionary."""
+        state = super().state_dict(*args, **kwargs)
+        own = state._metadata[kwargs.get("prefix", "")[:-1]]
+        own.update(labels=list(self.labels), dictionary=self.space.dictionary)
+        return state
+
+    def label_index(self, label: str) -> int:
+        """Which output is the label's. UserError: it is not known."""
+        if label not in self.labels:
+            more = ", ..." if len(self.labels) > SHOWN else ""
+            raise UserError(f"--classifier-label {label!r} is unknown: choose one of "
+                            f"{', '.join(self.labels[:SHOWN])}{more}")
+        return self.labels.index(label)
+
+    def max_positions(self) -> int:
+        """Longest text, in tokens."""
+        return self.space.longest
+
+    def forward(self, src_tokens: Tensor, t: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+        """Scores (B, labels) of texts (B, L) at times t (B,), with noise drawn from the generator."""
+        tokens, packing = self.space.modelled(src_tokens, self.pad)
+        return self.logits(self.space.noised(tokens, t, generator), t, packing)
+
+    def logits(self, xt: Tensor, t: Tensor, packing: Packing) -> Tensor:
+        """Scores (R, labels) of x_t (R, L, D) at times t (R,) or (), float32."""
+        hidden = packing.unpack(self.hidden(xt, t, packing))
+        count = xt.size(1) if packing.mask is None else packing.mask.sum(dim=1, keepdim=True)
+        return self.head(self.dropout(hidden.sum(dim=1) / count)).float()

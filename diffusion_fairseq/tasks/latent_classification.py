@@ -1,0 +1,113 @@
+"""Classification of noised texts, on the data of fairseq's sentence_prediction."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.data import Dictionary, indexed_dataset
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+from omegaconf import II
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
+from diffusion_fairseq.models.latent_space import LatentSpace
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionTask, fingerprint
+
+logger = logging.getLogger(__name__)
+FILLER = "madeupword"  # what fairseq-preprocess fills a dictionary up with
+
+
+@dataclass
+class LatentClassificationTaskConfig(FairseqDataclass):
+    """Texts and their labels."""
+
+    data: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder with input0/ and label/, each binarised by fairseq-preprocess --only-source: input0 "
+                          "with the dictionary of the diffusion model, label one word a line"},
+    )
+    seed: int = II("common.seed")
+
+
+@register_task("latent_classification", dataclass=LatentClassificationTaskConfig)
+class LatentClassificationTask(FairseqTask):
+    """Train and validate a latent_classifier."""
+
+    cfg: LatentClassificationTaskConfig
+
+    def __init__(self, cfg: LatentClassificationTaskConfig, dictionary: Dictionary, label_dictionary: Dictionary):
+        super().__init__(cfg)
+        self.dictionary, self.label_dictionary = dictionary, label_dictionary
+        self.labels = [word for word in label_dictionary.symbols[label_dictionary.nspecial:]
+                       if not word.startswith(FILLER)]
+        self.longest = SentencePredictionConfig.max_positions
+
+    @classmethod
+    def setup_task(cls, cfg: LatentClassificationTaskConfig, **kwargs) -> "LatentClassificationTask":
+        """Load the dictionaries.
+
+        Raises:
+            UserError: no data, no dictionary, or fewer than two labels.
+        """
+        texts, labels = (Seq2SeqDiffusionTask.load_dictionary(os.path.join(cfg.data, part, "dict.txt"))
+                         for part in ("input0", "label"))
+        task = cls(cfg, texts, labels)
+        if len(task.labels) < 2:
+            raise UserError(f"{os.path.join(cfg.data, 'label', 'dict.txt')} names {len(task.labels)} labels: "
+                            "classification takes two or more")
+        logger.info(f"dictionary: {len(texts)} types; labels: {', '.join(task.labels)}")
+        return task
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        """Load a split, its texts cut to the positions of the model.
+
+        Raises:
+            UserError: texts or labels are missing.
+        """
+        for part in ("input0", "label"):
+            path = os.path.join(self.cfg.data, part, split)
+            if not indexed_dataset.dataset_exists(path, impl=None):
+                raise UserError(f"no {path}.idx: binarise that split with fairseq-preprocess --only-source --destdir "
+                                f"{os.path.join(self.cfg.data, part)}")
+        options = SentencePredictionConfig(data=self.cfg.data, seed=self.cfg.seed, regression_target=False,
+                                           shorten_method="truncate", max_positions=self.longest)
+        reader = SentencePredictionTask(options, self.dictionary, self.label_dictionary)
+        self.datasets[split] = reader.load_dataset(split, combine=combine)
+
+    def build_model(self, cfg, from_checkpoint: bool = False) -> LatentClassifierModel:
+        """Build a latent_classifier; this task cuts its texts to what the model takes.
+
+        Raises:
+            UserError: cfg names a model of another kind.
+        """
+        arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        if ARCH_MODEL_REGISTRY.get(arch) is not LatentClassifierModel:
+            raise UserError(f"task latent_classification serves a latent_classifier, not {arch!r}")
+        model = super().build_model(cfg, from_checkpoint)
+        self.longest = model.max_positions()
+        return model
+
+    def check_space(self, space: LatentSpace, path: str) -> None:
+        """Refuse the space of a diffusion model with another dictionary than the texts'.
+
+        Raises:
+            UserError: naming its file.
+        """
+        if len(space.embedding) != len(self.dictionary) or space.dictionary not in (None, fingerprint(self.dictionary)):
+            raise UserError(f"{path} was trained with another dictionary than {os.path.join(self.cfg.data, 'input0')}: "
+                            "binarise the texts with fairseq-preprocess --srcdict, naming the one it was trained with")
+
+    def max_positions(self) -> int:
+        return self.longest
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> None:
+        return None

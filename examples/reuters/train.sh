@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Trains a language model on Reuters-21578 with the paper's settings (see README.md); more options go to fairseq-train.
+source "$(dirname "${BASH_SOURCE[0]}")/../language_model.sh"
+train_lm "$@"

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""News or prose as it is distributed -> sentences, one a line, and the binarised data of --task diffusion_lm.
+
+    python scripts/prepare_lines.py reuters path/to/reuters21578 --out runs/reuters
+    python scripts/prepare_lines.py cc_news path/to/articles --out runs/cc_news --share 0.5
+    python scripts/prepare_lines.py debian_prose data/prose --out runs/debian_prose --sentencepiece
+
+writes into --out: text/{train,valid,test}.txt, and with scripts/binarise.py data-bin/, whose dict.txt holds <mask>.
+
+reuters       the files reut2-000.sgm ... reut2-021.sgm of Reuters-21578, or the folders training/ and test/ of nltk's
+              corpus. Test are the articles of the Lewis split, or nltk's (ModApte); valid is drawn from the others.
+cc_news       JSON (an object a line, a file, or a list of them) with the article in "text" or "maintext"; or text files
+              with an article a line; plain, .gz or .xz, in any folders; or train.txt, valid.txt and test.txt
+debian_prose  train.txt, valid.txt and test.txt, which scripts/prepare_prose.py makes
+
+Cleaning: mark-up and addresses go, quotes and dashes become plain. Segmentation: paragraphs are split into sentences;
+those with fewer than 3 words, or with more numbers and marks than words, are left out, and so is one that came before.
+Words (the default): words and marks stand between spaces, in lower case unless --cased; the --vocabulary most frequent
+ones are kept, the others are <unk>. --sentencepiece: sentences stay as they are, and as many subwords are learned.
+
+Memory: 100 bytes a sentence. Interrupted, the same command continues with the text or the binarising.
+"""
+
+import argparse
+import html
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from _corpus import SPLITS, digest, fraction, sentences, split_of
+from _data import DataError, progress, read_compressed, run, utf8_lines
+from _prose_text import clean
+from binarise import binarise
+from prepare_pairs import layout_of
+from tqdm import tqdm
+
+Documents = Iterator[tuple[str | None, str]]  # (split, None where it is to be drawn; paragraphs, a line each)
+MIN_WORDS = 3
+TOKEN = re.compile(r"\d+(?:[.,:/]\d+)*(?!\w)|\w+(?:'\w+)?|\S")
+COMPRESSED = ("", ".gz", ".xz")
+
+
+class Files(NamedTuple):
+    """A layout of files that these patterns name, at any depth; each of them read by `documents_of`."""
+
+    patterns: tuple[str, ...]
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted(path for pattern in self.patterns for path in folder.rglob(pattern) if path.is_file())
+
+    def found(self, folder: Path) -> bool:
+        return bool(self.files(folder))
+
+    def missing(self, folder: Path) -> list[str]:
+        return [] if self.found(folder) else [" or ".join(self.patterns)]
+
+    def absent(self, folder: Path) -> list[str]:
+        """What a complete distribution has beside what is found."""
+        return []
+
+    def documents(self, folder: Path) -> Documents:
+        for path in self.files(folder):
+            yield from self.documents_of(path)
+
+    def documents_of(self, path: Path) -> Documents:
+        raise NotImplementedError
+
+
+# ---- Reuters-21578
+
+ARTICLE = re.compile(r"<REUTERS\b([^>]*)>(.*?)</REUTERS>", re.DOTALL)
+BODY = re.compile(r"<BODY>(.*?)</BODY>", re.DOTALL)
+PARAGRAPH = re.compile(r"\n[ \t]{4,}")
+SIGNATURE = re.compile(r"\s*(?:reuter|Reuter|REUTER)\s*\x03?\s*\Z")
+TITLE = re.compile(r"\A(?:\S.*\n)+")  # the lines that are not indented
+TICKER = re.compile(r"\s*<[A-Z][A-Z0-9.-]*>")
+
+
+def reuters_paragraphs(body: str) -> str:
+    """Wrapped lines, of which those that begin a paragraph are indented by four or more -> a paragraph a line."""
+    text = TICKER.sub("", SIGNATURE.sub("", body))
+    return "\n".join(" ".join(part.split()) for part in PARAGRAPH.split(text))
+
+
+class ReutersSGML(Files):
+    def absent(self, folder: Path) -> list[str]:
+        names = {path.name.lower() for path in self.files(folder)}
+        return [name for name in (f"reut2-{number:03}.sgm" for number in range(22)) if name not in names]
+
+    def documents_of(self, path: Path) -> Documents:
+        """The bodies; an article without one is a headline alone, or a table."""
+        for attributes, article in ARTICLE.findall(path.read_text(encoding="latin-1")):
+            if body := BODY.search(article):
+                split = "test" if 'LEWISSPLIT="TEST"' in attributes else None
+                yield split, reuters_paragraphs(html.unescape(body[1]))
+
+
+class ReutersFolders(Files):
+    def missing(self, folder: Path) -> list[str]:
+        return [name for name in ("training", "test") if not (folder / name).is_dir()]
+
+    def found(self, folder: Path) -> bool:
+        return not self.missing(folder)
+
+    def documents_of(self, path: Path) -> Documents:
+        text = html.unescape(path.read_text(encoding="latin-1"))
+        yield "test" if path.parent.name == "test" else None, reuters_paragraphs(TITLE.sub("", text))
+
+
+# ---- articles and prose
+
+class JSONArticles(Files):
+    def documents_of(self, path: Path) -> Documents:
+        for where, record in json_records(path):
+            if not isinstance(record, dict) or not {"text", "maintext"} & record.keys():
+                raise DataError(f"{where}: no object with the article in \"text\" or \"maintext\"; mend or remove it")
+            # null where the crawler found no text
+            yield None, record.get("text") or record.get("maintext") or ""
+
+
+def json_records(path: Path) -> Iterator[tuple[str, object]]:
+    """(where it stands, record) of JSON lines, or of a file that is one object or a list.
+
+    Raises:
+        DataError: no JSON.
+    """
+    lines = enumerate(utf8_lines(read_compressed(path), str(path)), 1)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number > 1:
+                raise DataError(f"{where}: no JSON ({error}); mend or remove it") from None
+            where, record = str(path), whole_json(path, [line, *(rest for _, rest in lines)])
+        yield from ((where, one) for one in (record if isinstance(record, list) else [record]))
+
+
+def whole_json(path: Path, lines: list[str]) -> object:
+    try:
+        return json.loads("\n".join(lines))
+    except ValueError as error:
+        raise DataError(f"{path}: neither JSON lines nor JSON ({error}); mend or remove it") from None
+
+
+class Texts(Files):
+    def documents_of(self, path: Path) -> Documents:
+        yield from ((None, line) for line in utf8_lines(read_compressed(path), str(path)))
+
+
+class SplitTexts(Files):
+    """A paragraph a line, in a file for each split."""
+
+    def missing(self, folder: Path) -> list[str]:
+        return [f"{split}.txt" for split in SPLITS if not (folder / f"{split}.txt").is_file()]
+
+    def found(self, folder: Path) -> bool:
+        return not self.missing(folder)
+
+    def documents(self, folder: Path) -> Documents:
+        # Of a sentence in two splits, the held-out one stays.
+        for split in reversed(SPLITS):
+            with (folder / f"{split}.txt").open("rb") as stream:
+                yield from ((split, line) for line in utf8_lines(stream, str(folder / f"{split}.txt")))
+
+
+SPLIT_TEXTS = SplitTexts(tuple(f"{split}.txt" for split in SPLITS))
+LAYOUTS = {
+    "reuters": [ReutersSGML(("reut2-*.sgm", "REUT2-*.SGM")), ReutersFolders(("training/*", "test/*"))],
+    "cc_news": [SPLIT_TEXTS, JSONArticles(tuple(f"*.json{i}{j}" for i in ("l", "") for j in COMPRESSED)),
+                Texts(tuple(f"*.txt{ending}" for ending in COMPRESSED))],
+    "debian_prose": [SPLIT_TEXTS],
+}
+
+
+# ---- sentences
+
+def lines_of(document: str, separate: bool, cased: bool, counts: Counter) -> Iterator[str]:
+    """The sentences of a document as lines of the corpus; counts what is left out."""
+    for paragraph in document.split("\n"):
+        for sentence in sentences(clean(paragraph)):
+            tokens = TOKEN.findall(sentence)
+            words = sum(token[0].isalpha() for token in tokens)
+            if words < MIN_WORDS or 2 * words < len(tokens):
+                counts["too short or no text"] += 1
+                continue
+            line = " ".join(tokens) if separate else sentence
+            yield line if cased or not separate else line.lower()
+
+
+def split_lines(documents: Documents, arguments: argparse.Namespace, counts: Counter) -> Iterator[tuple[str, str]]:
+    """(split, line) of all documents, each line once."""
+    seen, has_test = set(), arguments.set == "reuters"
+    for given, document in documents:
+        text = document.encode()
+        if arguments.share < 1 and given is None and fraction(text, b"share") >= arguments.share:
+            continue
+        split = given or split_of(text, arguments.valid, 0 if has_test else arguments.test)
+        counts["documents"] += 1
+        for line in lines_of(document, not arguments.sentencepiece, arguments.cased, counts):
+            mark = int.from_bytes(digest(line.encode()), "little")
+            if mark in seen:
+                counts["repeated"] += 1
+            elif split != "train" and counts[split] >= arguments.held_out:
+                counts["beyond --held-out"] += 1
+            else:
+                seen.add(mark)
+                counts[split] += 1
+                yield split, line
+
+
+def write_splits(lines: Iterable[tuple[str, str]], text: Path, counts: Counter) -> None:
+    """Write all splits, that of training last: when that has its name, all are whole.
+
+    Raises:
+        DataError: a split has no line.
+    """
+    text.mkdir(parents=True, exist_ok=True)
+    paths = {split: text / f"{split}.txt" for split in reversed(SPLITS)}
+    with ExitStack() as stack:
+        streams = {split: stack.enter_context(path.with_name(path.name + ".unfinished").open("w", encoding="utf-8"))
+                   for split, path in paths.items()}
+        for split, line in tqdm(lines, desc="  sentences", unit=" lines", leave=False, disable=None):
+            streams[split].write(line + "\n")
+    if empty := [split for split in SPLITS if not counts[split]]:
+        raise DataError(f"no sentence for {', '.join(empty)}: give more text, or larger shares (--valid, --test)")
+    for path in paths.values():
+        path.with_name(path.name + ".unfinished").replace(path)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write the text, unless it is there."""
+    text = arguments.out / "text"
+    if (text / "train.txt").exists():
+        print(f"{text}: already there")
+        return
+    layout, counts = layout_of(arguments.set, arguments.folder, LAYOUTS), Counter()
+    if absent := layout.absent(arguments.folder):
+        progress(f"not found, left out: {', '.join(absent)}")
+    write_splits(split_lines(layout.documents(arguments.folder), arguments, counts), text, counts)
+    for split in SPLITS:
+        print(f"{text / split}.txt: {counts.pop(split):,} sentences")
+    print("  " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("set", choices=LAYOUTS, help="which set")
+    add("folder", type=Path, help="where its files are")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the recipe, made when absent")
+    add("--vocabulary", type=int, default=10000, help="words to keep, or subwords to learn (default: %(default)s)")
+    add("--sentencepiece", action="store_true", help="subwords in place of words")
+    add("--cased", action="store_true", help="keep capital letters")
+    add("--share", type=share, default=1, help="take this share of the articles, drawn by their text (default: 1)")
+    for split in ("valid", "test"):
+        add(f"--{split}", type=share, default=0.01, metavar="SHARE",
+            help=f"share of the articles that is {split}, drawn by their text, where the set does not say "
+                 "(default: %(default)s)")
+    add("--held-out", type=int, default=2000, metavar="N",
+        help="sentences of valid and of test, at most: as many texts are generated (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes of the binarising (default: all cores)")
+    arguments = parser.parse_args()
+    if min(arguments.vocabulary, arguments.held_out, arguments.workers) < 1:
+        parser.error("--vocabulary, --held-out and --workers must be at least 1")
+    prepare(arguments)
+    binarise(arguments.out, arguments.vocabulary, None, None, arguments.workers, words=not arguments.sentencepiece)
+    for line in (arguments.out / "preprocess.log").read_text(encoding="utf-8").splitlines():
+        if "replaced" in line:  # how many words are unknown
+            print(f"  {line.rpartition('|')[2].strip()}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
