@@ -88,9 +88,9 @@ class Denoiser:
                  guidance_scale: float = 1.0, temperature: float = 1.0):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
-        self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale)
-        self.denoise = self.guidance or (
-            model.denoise if temperature == 1 else partial(model.denoise, temperature=temperature))
+        denoise = model.denoise if temperature == 1 else partial(model.denoise, temperature=temperature)
+        self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
+        self.denoise = self.guidance or denoise
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None

@@ -31,10 +31,11 @@ class ConditionGuidance:
     Args:
         model: trained with --condition-dropout.
         scale: 0 is the unconditional model, 1 the conditional one.
+        denoise: the model's, with the options of the generation bound.
     """
 
-    def __init__(self, model: DiffusionModel, scale: float):
-        self.model, self.scale = model, scale
+    def __init__(self, model: DiffusionModel, scale: float, denoise: Callable[..., Tensor]):
+        self.model, self.scale, self.denoise = model, scale, denoise
         self._memories: Optional[tuple] = None
         self._free: Optional[Tensor] = None
 
@@ -43,11 +44,11 @@ class ConditionGuidance:
         """As `DiffusionModel.denoise`; both estimates go on from the previous guided one."""
         if self._memories is None or self._memories[0] is not memory:
             self._memories = memory, self.model.unconditional(memory)
-        conditional = self.model.denoise(xt, t, memory, packing, previous)
+        conditional = self.denoise(xt, t, memory, packing, previous)
         if previous is not None:
             # What is given would be told by the guided estimate, which holds it.
             previous = memory.impose(previous, self._free)
-        self._free = self.model.denoise(xt, t, self._memories[1], packing, previous)
+        self._free = self.denoise(xt, t, self._memories[1], packing, previous)
         return memory.impose(self._free + self.scale * (conditional - self._free))
 
     def select(self, index: Tensor, width: int) -> None:

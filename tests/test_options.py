@@ -11,7 +11,15 @@ from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig
 from diffusion_fairseq.criterions.base import DiffusionCriterionConfig
 from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
-from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig, TransformerConfig
+from diffusion_fairseq.models.config import (
+    DDLMConfig,
+    DiffuSeqConfig,
+    DiffusionLMConfig,
+    GenieConfig,
+    LatentConfig,
+    TransformerConfig,
+    TransformerSizes,
+)
 from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
 from diffusion_fairseq.scoring.rouge import RougeScorerConfig
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig

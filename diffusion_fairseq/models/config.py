@@ -187,7 +187,7 @@ class DDLMConfig(TransformerSizes, LatentConfig):
     model_dim: int = field(default=1024, metadata={"help": "width of the transformer layers"})
     ffn_dim: int = field(default=4096, metadata={"help": "width of the feed-forward layers"})
     attention_heads: int = field(default=8, metadata={"help": "attention heads; must divide --model-dim"})
-    encoder_layers: int = field(default=8, metadata={"help": "layers"})
+    encoder_layers: int = field(default=8, metadata={"help": "layers of the bidirectional transformer"})
     self_conditioning: bool = field(
         default=False, metadata={"help": "feed the network its previous estimate of x0: better text"}
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_fairseq.diffusion.position_schedule import PositionSchedule, Tables
 from diffusion_fairseq.diffusion.process import noised_embedding, q_sample
+from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
 from diffusion_fairseq.models.config import DiffusionModelConfig
@@ -49,6 +50,8 @@ class LatentSpace(Tables):
             UserError: the file cannot be read, or holds another kind of model.
         """
         cfg, weights = load(path, DiffusionModel)
+        if "noise_schedule" not in cfg:
+            raise UserError(f"{path}: {cfg['_name']} has no table of noise levels, and its x_t cannot be classified")
         # What the file is too old to know has its default.
         known = {field.name for field in dataclasses.fields(DiffusionModelConfig)} & set(cfg)
         options = DiffusionModelConfig(**{name: cfg[name] for name in known})
@@ -82,7 +85,7 @@ class LatentSpace(Tables):
         Raises:
             UserError: naming `name`, the file of this space, and what differs.
         """
-        table, dictionary = model.embedding.weight, model.dictionaries.get("target")
+        table, dictionary = model.vectors, model.dictionaries.get("target")
         if self.embedding.shape != table.shape:
             ours, theirs = (f"{len(x)} tokens of width {x.size(1)}" for x in (self.embedding, table))
             raise UserError(f"{name} reads embeddings of {ours}, the model has {theirs}: {REMEDY}")
@@ -90,6 +93,8 @@ class LatentSpace(Tables):
             raise UserError(f"{name} belongs to another dictionary, of as many types: {REMEDY}")
         if not torch.allclose(self.embedding.to(table), table, **TOLERANCE):
             raise UserError(f"{name} reads other embeddings, of as many tokens: {REMEDY}")
+        if isinstance(model.schedule, SigmaEqualsT):
+            raise UserError(f"{name} knows the noise levels of a table, which this model has not: leave it out")
         ours, theirs = (schedule.num_timesteps for schedule in (self.schedule, model.schedule))
         if ours != theirs:
             raise UserError(f"{name} was trained with {ours} timesteps, the model with {theirs}: {REMEDY}")

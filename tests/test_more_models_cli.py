@@ -1,0 +1,83 @@
+"""DiffuSeq and DDLM through fairseq's own commands."""
+
+import json
+import re
+
+import pytest
+from helpers import run_module
+from test_cli import MODEL, TRAIN, WORDS, hypotheses, preprocess, write_pairs
+
+pytestmark = pytest.mark.slow
+LM = ["--task", "diffusion_lm", "--tokens-per-sample", "12"]
+DDLM = [*LM, "--arch", "ddlm_tiny", "--criterion", "score_interpolation", "--optimizer", "adam", "--lr", "3e-3",
+        *TRAIN[TRAIN.index("--batch-size"):]]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("more")
+    for split, count, seed in (("train", 200, 1), ("valid", 13, 2), ("test", 21, 3)):
+        write_pairs(folder, split, count, seed)
+    preprocess(folder, folder / "bin", "test")
+    run_module("preprocess", "--only-source", "--trainpref", folder / "train.src", "--validpref", folder / "valid.src",
+               "--testpref", folder / "test.src", "--destdir", folder / "lm", plugin=False)
+    with open(folder / "lm" / "dict.txt", "a") as dictionary:
+        dictionary.write("<mask> 0\n")
+    return folder
+
+
+def losses(output, key):
+    return [float(json.loads(line[line.index("{"):])[key]) for line in output.splitlines() if "| train_inner |" in line]
+
+
+@pytest.mark.parametrize("noising", ["partial", "full"])
+def test_diffuseq_trains_resumes_and_generates(work, noising):
+    options = [*TRAIN, "--arch", "diffuseq_tiny", "--noising", noising, "--save-dir", work / noising]
+    first = run_module("train", work / "bin", *options, "--max-update", "40")
+    found = losses(first.stderr + first.stdout, "mse")
+    assert sum(found[-5:]) < sum(found[:5])
+    more = run_module("train", work / "bin", *options, "--max-update", "42")
+    assert len(losses(more.stderr + more.stdout, "mse")) == 2
+    common = ["--path", work / noising / "checkpoint_last.pt", "--cpu", "--diffusion-steps", "6", *MODEL]
+    whole = hypotheses(run_module("generate", work / "bin", *common, "--batch-size", "21").stdout)
+    single = hypotheses(run_module("generate", work / "bin", *common, "--batch-size", "4").stdout)
+    assert len(whole) == 21 and whole == single
+    many = hypotheses(run_module("generate", work / "bin", *common, "--candidates", "3", "--nbest", "3", "--clamping",
+                                 "--exit-patience", "2").stdout)
+    assert all(len(found) == 3 for found in many.values())
+
+
+def test_ddlm_trains_with_a_time_warp_resumes_and_fills_prompts(work):
+    options = [*DDLM, "--masking", "span", "--timestep-sampler", "time-warp", "--save-dir", work / "ddlm",
+               "--store-ema", "--ema-decay", "0.9", "--ema-fp32"]
+    first = run_module("train", work / "lm", *options, "--max-update", "60")
+    found = losses(first.stderr + first.stdout, "ce")
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    more = run_module("train", work / "lm", *options, "--max-update", "62")
+    assert len(losses(more.stderr + more.stdout, "ce")) == 2
+    common = [*LM, "--path", work / "ddlm" / "checkpoint_last.pt", "--cpu", "--diffusion-steps", "8", "--solver",
+              "euler"]
+    free = run_module("generate", work / "lm", *common).stdout
+    assert len(hypotheses(free)) == 21 and len({found[0][1] for found in hypotheses(free).values()}) > 15
+    given = run_module("generate", work / "lm", *common, "--given-positions", "0:2", "--score-temperature",
+                       "0.9").stdout
+    texts = dict(re.findall(r"^T-(\d+)\t(.*)$", given, re.MULTILINE))
+    for number, found in hypotheses(given).items():
+        assert found[0][1].split()[:2] == texts[str(number)].split()[:2]
+    typed = run_module("interactive", work / "lm", *common, stdin=f"{WORDS[1]} <mask> <mask> {WORDS[5]}\n").stdout
+    words = hypotheses(typed)[0][0][1].split()
+    assert words[0] == WORDS[1] and words[-1] == WORDS[5] and len(words) == 4
+
+
+def test_wrong_pairs_of_model_task_and_criterion_end_in_one_line(work):
+    cases = [
+        (["bin", *MODEL, "--arch", "ddlm_tiny", "--criterion", "score_interpolation"], "--task diffusion_lm"),
+        (["lm", *LM, "--arch", "diffuseq_tiny", "--criterion", "diffusion_vlb"], "--task seq2seq_diffusion"),
+        (["lm", *LM, "--arch", "ddlm_tiny", "--criterion", "diffusion_vlb"], "--criterion score_interpolation"),
+        (["lm", *LM, "--arch", "diffusion_lm_tiny", "--criterion", "score_interpolation"], "diffusion_vlb or"),
+    ]
+    for (data, *options), said in cases:
+        failed = run_module("train", work / data, *options, "--optimizer", "adam", "--lr", "1e-3", "--batch-size", "8",
+                            "--cpu", "--max-update", "1", "--save-dir", work / "none", check=False)
+        last = failed.stderr.strip().splitlines()[-1]
+        assert failed.returncode == 1 and said in last and "Traceback" not in failed.stderr, failed.stderr[-2000:]
