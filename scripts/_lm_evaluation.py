@@ -231,7 +231,7 @@ def add_ngram(table: dict, flat: dict[str, list[Sample]], train: ngram.Corpus, o
         )
     return {"n-gram": f"a word, over all words|interpolated Kneser-Ney|order:{order}|words:blank,case kept|"
                       f"known:{len(model.vocabulary)} that come twice in {int((train.codes >= 0).sum())}|"
-                      "beginning given, end not predicted",
+                      f"unknown:class/{model.unknown_types}|beginning given, end not predicted",
             "seen": f"share of {SEEN_NGRAM}-grams of words that stand in a line of the training text"}
 
 

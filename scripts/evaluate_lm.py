@@ -12,8 +12,8 @@ what a good model comes near to. Likelihood and entropy depend on the length of 
 AR-NLL            -ln p of a token under a causal language model (--scorer), in nats, the mean over all tokens of all
                   texts: tokens are the scorer's, a text's first one is given; "by text" is the mean of the texts' means
 MAUVE             likeness to the data, 0 to 1 (mauve-text), from the last hidden state of the scorer or --mauve-model
-n-gram perplexity exp of the mean -ln p of a word over all words, by interpolated Kneser-Ney on --train; words seen
-                  less than twice there are one class, "unknown %" of the words: a model that writes many is flattered
+n-gram perplexity exp of the mean -ln p of a word over all words, by interpolated Kneser-Ney on --train; words that do
+                  not come twice there are one class, "unknown %" of the words, which share its probability evenly
 dist-n            different n-grams over all n-grams of the texts; "among": of the samples of one prompt
                   together, the mean over prompts, as in DDLM's paper (Balagansky and Gavrilov, 2023)
 self-BLEU         BLEU-4 of each text against all the others, mean over texts; low is varied

@@ -18,7 +18,7 @@ those with fewer than 3 words, or with more numbers and marks than words, are le
 Words (the default): words and marks stand between spaces, in lower case unless --cased; the --vocabulary most frequent
 ones are kept, the others are <unk>. --sentencepiece: sentences stay as they are, and as many subwords are learned.
 
-Memory: 100 bytes a sentence. Interrupted, the same command continues with the text or the binarising.
+Memory: 100 bytes a sentence. Interrupted, the same command begins anew with the text, or with the binarising.
 """
 
 import argparse
@@ -27,22 +27,23 @@ import json
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from _corpus import SPLITS, digest, fraction, sentences, split_of
-from _data import DataError, progress, read_compressed, run, utf8_lines
+from _data import DataError, progress, read_compressed, run, utf8_lines, write_files
 from _prose_text import clean
+from _workers import begin_worker
 from binarise import binarise
 from prepare_pairs import layout_of
 from tqdm import tqdm
 
 Documents = Iterator[tuple[str | None, str]]  # (split, None where it is to be drawn; paragraphs, a line each)
 MIN_WORDS = 3
-TOKEN = re.compile(r"\d+(?:[.,:/]\d+)*(?!\w)|\w+(?:'\w+)?|\S")
+TOKEN = re.compile(r"\d+(?:[.,:/]\d+)*(?!\w)|\w+(?:'(?!s\b)\w+)?|'s\b|\S")
 COMPRESSED = ("", ".gz", ".xz")
 
 
@@ -183,57 +184,94 @@ LAYOUTS = {
 
 # ---- sentences
 
-def lines_of(document: str, separate: bool, cased: bool, counts: Counter) -> Iterator[str]:
-    """The sentences of a document as lines of the corpus; counts what is left out."""
-    for paragraph in document.split("\n"):
-        for sentence in sentences(clean(paragraph)):
-            tokens = TOKEN.findall(sentence)
-            words = sum(token[0].isalpha() for token in tokens)
-            if words < MIN_WORDS or 2 * words < len(tokens):
-                counts["too short or no text"] += 1
-                continue
-            line = " ".join(tokens) if separate else sentence
-            yield line if cased or not separate else line.lower()
+class Rules(NamedTuple):
+    """How articles become lines; the options of the same names. words: whether these are put between spaces."""
+
+    words: bool
+    cased: bool
+    share: float
+    valid: float
+    test: float
 
 
-def split_lines(documents: Documents, arguments: argparse.Namespace, counts: Counter) -> Iterator[tuple[str, str]]:
-    """(split, line) of all documents, each line once."""
-    seen, has_test = set(), arguments.set == "reuters"
-    for given, document in documents:
-        text = document.encode()
-        if arguments.share < 1 and given is None and fraction(text, b"share") >= arguments.share:
+def lines_of(document: str, rules: Rules) -> tuple[list[str], int]:
+    """The sentences of a document as lines of the corpus, and how many are left out."""
+    lines, left_out = [], 0
+    for sentence in (sentence for paragraph in document.split("\n") for sentence in sentences(clean(paragraph))):
+        tokens = TOKEN.findall(sentence)
+        words = sum(token[0].isalpha() for token in tokens)
+        if words < MIN_WORDS or 2 * words < len(tokens):
+            left_out += 1
             continue
-        split = given or split_of(text, arguments.valid, 0 if has_test else arguments.test)
-        counts["documents"] += 1
-        for line in lines_of(document, not arguments.sentencepiece, arguments.cased, counts):
+        line = " ".join(tokens) if rules.words else sentence
+        lines.append(line if rules.cased or not rules.words else line.lower())
+    return lines, left_out
+
+
+def cleaned(document: tuple[str | None, str], rules: Rules) -> tuple[str, list[str], int] | None:
+    """The split of a document, its lines and how many are left out; None where it is not of the share."""
+    split, text = document
+    if split is None:
+        raw = text.encode()
+        if rules.share < 1 and fraction(raw, b"share") >= rules.share:
+            return None
+        split = split_of(raw, rules.valid, rules.test)
+    return split, *lines_of(text, rules)
+
+
+class Corpus:
+    """The lines of the splits, each kept once: those of training in a file, the others in memory."""
+
+    def __init__(self, train: TextIO):
+        self.train = train
+        self.held_out: dict[str, list[str]] = {"valid": [], "test": []}
+        self.seen: set[int] = set()
+        self.counts = dict.fromkeys(("documents", "train", "too short or no text", "repeated", "beyond --held-out"), 0)
+
+    def add(self, split: str, lines: list[str], left_out: int) -> None:
+        self.counts["documents"] += 1
+        self.counts["too short or no text"] += left_out
+        for line in lines:
             mark = int.from_bytes(digest(line.encode()), "little")
-            if mark in seen:
-                counts["repeated"] += 1
-            elif split != "train" and counts[split] >= arguments.held_out:
-                counts["beyond --held-out"] += 1
+            if mark in self.seen:
+                self.counts["repeated"] += 1
+                continue
+            self.seen.add(mark)
+            if split == "train":
+                self.train.write(line + "\n")
+                self.counts["train"] += 1
             else:
-                seen.add(mark)
-                counts[split] += 1
-                yield split, line
+                self.held_out[split].append(line)
+
+    def hold_out(self, most: int) -> None:
+        """Keep that many lines of the splits that are held out, drawn by their text, in their order."""
+        for split, lines in self.held_out.items():
+            order = sorted(range(len(lines)), key=lambda i: fraction(lines[i].encode(), b"held out"))
+            self.counts["beyond --held-out"] += len(order[most:])
+            self.held_out[split] = [lines[i] for i in sorted(order[:most])]
 
 
-def write_splits(lines: Iterable[tuple[str, str]], text: Path, counts: Counter) -> None:
+def write_splits(documents: Documents, text: Path, rules: Rules, most: int, workers: int) -> Corpus:
     """Write all splits, that of training last: when that has its name, all are whole.
 
     Raises:
         DataError: a split has no line.
     """
     text.mkdir(parents=True, exist_ok=True)
-    paths = {split: text / f"{split}.txt" for split in reversed(SPLITS)}
-    with ExitStack() as stack:
-        streams = {split: stack.enter_context(path.with_name(path.name + ".unfinished").open("w", encoding="utf-8"))
-                   for split, path in paths.items()}
-        for split, line in tqdm(lines, desc="  sentences", unit=" lines", leave=False, disable=None):
-            streams[split].write(line + "\n")
-    if empty := [split for split in SPLITS if not counts[split]]:
+    unfinished = text / "train.txt.unfinished"
+    with unfinished.open("w", encoding="utf-8") as stream, Pool(workers, begin_worker, (os.getpid(),)) as pool:
+        corpus = Corpus(stream)
+        found = pool.imap(partial(cleaned, rules=rules), documents, chunksize=64)
+        for document in tqdm(found, desc="  clean", unit=" documents", leave=False, disable=None):
+            if document is not None:
+                corpus.add(*document)
+    corpus.hold_out(most)
+    empty = [split for split in SPLITS if not (corpus.held_out.get(split) or split == "train" and corpus.counts[split])]
+    if empty:
         raise DataError(f"no sentence for {', '.join(empty)}: give more text, or larger shares (--valid, --test)")
-    for path in paths.values():
-        path.with_name(path.name + ".unfinished").replace(path)
+    write_files(text, {f"{split}.txt": lines for split, lines in corpus.held_out.items()})
+    unfinished.replace(text / "train.txt")
+    return corpus
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -242,13 +280,16 @@ def prepare(arguments: argparse.Namespace) -> None:
     if (text / "train.txt").exists():
         print(f"{text}: already there")
         return
-    layout, counts = layout_of(arguments.set, arguments.folder, LAYOUTS), Counter()
+    layout = layout_of(arguments.set, arguments.folder, LAYOUTS)
     if absent := layout.absent(arguments.folder):
         progress(f"not found, left out: {', '.join(absent)}")
-    write_splits(split_lines(layout.documents(arguments.folder), arguments, counts), text, counts)
+    test = 0 if arguments.set == "reuters" else arguments.test  # whose articles say which are test
+    rules = Rules(not arguments.sentencepiece, arguments.cased, arguments.share, arguments.valid, test)
+    corpus = write_splits(layout.documents(arguments.folder), text, rules, arguments.held_out, arguments.workers)
     for split in SPLITS:
-        print(f"{text / split}.txt: {counts.pop(split):,} sentences")
-    print("  " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+        count = corpus.counts.pop("train") if split == "train" else len(corpus.held_out[split])
+        print(f"{text / split}.txt: {count:,} sentences")
+    print("  " + ", ".join(f"{count:,} {what}" for what, count in corpus.counts.items()))
 
 
 def share(text: str) -> float:
@@ -274,7 +315,7 @@ def main() -> None:
                  "(default: %(default)s)")
     add("--held-out", type=int, default=2000, metavar="N",
         help="sentences of valid and of test, at most: as many texts are generated (default: %(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes of the binarising (default: all cores)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()
     if min(arguments.vocabulary, arguments.held_out, arguments.workers) < 1:
         parser.error("--vocabulary, --held-out and --workers must be at least 1")

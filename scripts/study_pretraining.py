@@ -76,9 +76,12 @@ def score(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> Dict[s
                     "--sentencepiece-model", arguments.bpe_model or work / "sentencepiece.model", "--diffusion-steps",
                     arguments.steps, "--clamping", "--candidates", arguments.candidates, "--nbest",
                     arguments.candidates, "--batch-size", arguments.batch_size, *common())
-    run(words, output)
+    if not output.exists():
+        unfinished = output.with_suffix(".partial")
+        run(words, unfinished)
+        unfinished.rename(output)
     text = work / "text" / arguments.subset
-    return evaluate(read_generated([output]), read_lines(f"{text}.tgt"), read_lines(f"{text}.src"), name=MODEL,
+    return evaluate(read_generated([str(output)]), read_lines(f"{text}.tgt"), read_lines(f"{text}.src"), name=MODEL,
                     utilities=("rougeL",) if arguments.candidates > 1 else ()).rows
 
 

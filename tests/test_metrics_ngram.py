@@ -95,14 +95,18 @@ def test_equal_to_the_formula_with_dictionaries(order):
 def test_probabilities_sum_to_1_in_every_context(order, min_count):
     model = trained(TRAIN, order, min_count)
     for context in ["", "the", "the cat", "sat on", "new", "on the cat", "mat"]:
-        texts = [f"{context} {word}" for word in [*model.vocabulary, "never seen before".replace(" ", "_")]]
-        assert sum(np.exp(row[-1]) for row in log_probabilities(model, texts)) == pytest.approx(1)
+        known = log_probabilities(model, [f"{context} {word}" for word in model.vocabulary])
+        (unknown,) = log_probabilities(model, [f"{context} unheard-of"])
+        total = sum(np.exp(row[-1]) for row in known) + model.unknown_types * np.exp(unknown[-1])
+        assert total == pytest.approx(1)
 
 
 def test_rare_words_are_one_class():
     model = trained(TRAIN, min_count=2)
     assert set(model.vocabulary) == {"the", "cat", "sat", "on", "mat", "dog", "a"}
     assert log_probabilities(model, ["a ran"])[0] == pytest.approx(log_probabilities(model, ["a whatever"])[0])
+    assert model.unknown_types == len({"ran", "end"})
+    assert perplexity(log_probabilities(model, ["the cat sat"])) < perplexity(log_probabilities(model, ["x y z"]))
     assert unknown_share(model, ["a ran", "the end"]) == 0.5 and unknown_share(model, [""]) is None
 
 

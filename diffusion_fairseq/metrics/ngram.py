@@ -41,11 +41,15 @@ class Level(NamedTuple):
 
 
 class KneserNey(NamedTuple):
-    """A model: its words (code 0 is the class of the unknown ones), p(w) (V,), and the orders from 2 on."""
+    """A model: its words (code 0 is the class of the unknown ones), p(w) (V,), and the orders from 2 on.
+
+    `unknown_types` is how many different words the class is: those that were too rare, at least 1.
+    """
 
     vocabulary: Dict[str, int]
     unigrams: np.ndarray
     levels: Tuple[Level, ...]
+    unknown_types: int
 
 
 def read_corpus(texts: Iterable[str]) -> Corpus:
@@ -91,11 +95,15 @@ def kneser_ney(corpus: Corpus, order: int = 3, min_count: int = 2) -> KneserNey:
     # a context of one word may also be the beginning of a text, whose place is that after the words
     contexts = [size + 1, *map(len, tables[1:])]
     levels = tuple(_level(*args, size) for args in zip(tables[1:], counts[1:], contexts))
-    return KneserNey(vocabulary, _unigrams(counts[0]), levels)
+    return KneserNey(vocabulary, _unigrams(counts[0]), levels, max(len(corpus.vocabulary) - len(vocabulary), 1))
 
 
 def log_probabilities(model: KneserNey, texts: Sequence[str]) -> List[np.ndarray]:
-    """For each text ln p of each word, (words,), given the words before it; an unknown word has that of the class."""
+    """For each text ln p of each word, (words,), given the words before it.
+
+    The class of the unknown words shares its probability evenly among its types (adjusted perplexity: Ueberla, 1994):
+    with all of it for each, made-up words would be the likeliest text.
+    """
     lookup = model.vocabulary.get
     codes = np.fromiter(_flow(texts, lambda word: lookup(word, UNKNOWN)), dtype=np.int64)
     found = model.unigrams[np.maximum(codes, 0)]
@@ -106,6 +114,7 @@ def log_probabilities(model: KneserNey, texts: Sequence[str]) -> List[np.ndarray
         before = np.concatenate(([NOWHERE], contexts[:-1]))
         found = level.discounted[places] + level.backoff[before] * found
         contexts = places
+    found[codes == UNKNOWN] /= model.unknown_types
     starts = np.flatnonzero(codes == START)
     return [row[1:] for row in np.split(np.log(found), starts[1:])] if len(starts) else []
 
