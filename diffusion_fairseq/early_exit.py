@@ -1,5 +1,6 @@
 """Which sequences of a batch are still being denoised, and how the others leave it."""
 
+from collections import Counter
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -58,3 +59,18 @@ def compaction(active: Tensor, num_sources: int) -> Optional[Tuple[Tensor, Tenso
         return None
     first = torch.argsort(grouped[sources].int(), dim=1, descending=True, stable=True)[:, :per_source]
     return sources, (sources[:, None] * grouped.size(1) + first).flatten()
+
+
+def histogram(steps_used: Counter, num_steps: int) -> str:
+    """How many hypotheses took how many of the steps, a line for each tenth of those; empty before any was made."""
+    total = sum(steps_used.values())
+    if not total:
+        return ""
+    mean = sum(steps * count for steps, count in steps_used.items()) / total
+    lines = [f"steps used: mean {mean:.1f} of {num_steps}, {total} hypotheses"]
+    width = -(-num_steps // 10)
+    for first in range(1, num_steps + 1, width):
+        last = min(first + width - 1, num_steps)
+        count = sum(steps_used[steps] for steps in range(first, last + 1))
+        lines.append(f"{first:5d}-{last:<5d} {count:7d} {'#' * round(50 * count / total)}")
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
-from diffusion_fairseq.early_exit import Live, compaction
+from diffusion_fairseq.early_exit import Live, compaction, histogram
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.guidance import ConditionGuidance, check_guidance, guided_step
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
@@ -236,17 +236,16 @@ class DiffusionGenerator:
 
     def steps_histogram(self) -> str:
         """How many hypotheses took how many steps, a line for each tenth of the steps; empty before any was made."""
-        total, num_steps = sum(self.steps_used.values()), len(self.levels) - 1
-        if not total:
-            return ""
-        mean = sum(steps * count for steps, count in self.steps_used.items()) / total
-        lines = [f"steps used: mean {mean:.1f} of {num_steps}, {total} hypotheses"]
-        width = -(-num_steps // 10)
-        for first in range(1, num_steps + 1, width):
-            last = min(first + width - 1, num_steps)
-            count = sum(self.steps_used[steps] for steps in range(first, last + 1))
-            lines.append(f"{first:5d}-{last:<5d} {count:7d} {'#' * round(50 * count / total)}")
-        return "\n".join(lines)
+        return histogram(self.steps_used, len(self.levels) - 1)
+
+    def trajectory(self, rows: Rows) -> Iterator[Tuple[Denoiser, SamplerState, SamplerState]]:
+        """The states before and after every step of some rows, which all go through all steps, and what estimated."""
+        denoise, levels = self.denoiser(rows), [level.cut(rows.width) for level in self.levels]
+        state = initial_state(denoise.noise(START) * self.sampling.initial_noise_scale, levels[0])
+        draws = partial(_draw, denoise, START + 1)
+        for reached in reverse_process(self.step, denoise, state, levels, draws):
+            yield denoise, state, reached
+            state = reached
 
     def denoiser(self, rows: Rows) -> Denoiser:
         """What the solver calls for some rows."""

@@ -236,7 +236,7 @@ def test_it_learns_labels_best_at_low_noise_and_its_gradient_climbs():
 def data(tmp_path_factory):
     """Labelled texts, binarised as for fairseq's sentence_prediction."""
     folder = tmp_path_factory.mktemp("labelled")
-    lines = [(f"w{i % 7} w{i % 5}" + " w3" * (i % 40), "ab"[i % 2]) for i in range(20)]
+    lines = [(f"w{i % 7} w{i % 5}" + " w3" * (3 * i), "ab"[i % 2]) for i in range(20)]
     DICTIONARY.save(str(folder / "dict.txt"))
     for part, column in (("input0", 0), ("label", 1)):
         (folder / f"train.{part}").write_text("".join(line[column] + "\n" for line in lines))
@@ -248,7 +248,8 @@ def data(tmp_path_factory):
 
 
 def set_up(data):
-    return LatentClassificationTask.setup_task(OmegaConf.structured(LatentClassificationTaskConfig(data=str(data), seed=1)))
+    cfg = LatentClassificationTaskConfig(data=str(data), seed=1)
+    return LatentClassificationTask.setup_task(OmegaConf.structured(cfg))
 
 
 def options(**given):

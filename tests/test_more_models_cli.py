@@ -2,9 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
-from helpers import run_module
+from helpers import REPOSITORY, run_module
 from test_cli import MODEL, TRAIN, WORDS, hypotheses, preprocess, write_pairs
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,14 @@ def test_ddlm_trains_with_a_time_warp_resumes_and_fills_prompts(work):
     texts = dict(re.findall(r"^T-(\d+)\t(.*)$", given, re.MULTILINE))
     for number, found in hypotheses(given).items():
         assert found[0][1].split()[:2] == texts[str(number)].split()[:2]
+    words = [sys.executable, REPOSITORY / "scripts/evaluate_bound.py", work / "lm", "--path",
+             work / "ddlm" / "checkpoint_last.pt", "--task", "diffusion_lm", "--max-target-positions", "12", "--json",
+             work / "bound.json", "--draws", "2"]
+    subprocess.run(words, check=True, capture_output=True)
+    bound = json.loads((work / "bound.json").read_text())
+    assert bound["total"]["nats a token"] == pytest.approx(sum(bound[term]["nats a token"] for term in (
+        "reconstruction", "diffusion", "prior")))
+    assert 0 < bound["total"]["bits a byte"] < 100
     typed = run_module("interactive", work / "lm", *common, stdin=f"{WORDS[1]} <mask> <mask> {WORDS[5]}\n").stdout
     words = hypotheses(typed)[0][0][1].split()
     assert words[0] == WORDS[1] and words[-1] == WORDS[5] and len(words) == 4
@@ -81,3 +91,20 @@ def test_wrong_pairs_of_model_task_and_criterion_end_in_one_line(work):
                             "--cpu", "--max-update", "1", "--save-dir", work / "none", check=False)
         last = failed.stderr.strip().splitlines()[-1]
         assert failed.returncode == 1 and said in last and "Traceback" not in failed.stderr, failed.stderr[-2000:]
+
+
+def test_sampling_is_analysed(work):
+    """On the model of the test above, which runs first."""
+    path = work / "ddlm" / "checkpoint_last.pt"
+    if not path.exists():
+        pytest.skip("the DDLM was not trained")
+    words = [sys.executable, REPOSITORY / "scripts/analyse_sampling.py", work / "lm", "--path", path, "--task",
+             "diffusion_lm", "--max-target-positions", "12", "--diffusion-steps", "6", "--solver", "euler",
+             "--initial-noise-scales", "0.5,1", "--output", work / "sampling"]
+    subprocess.run(words, check=True, capture_output=True)
+    curves = json.loads((work / "sampling.json").read_text())
+    assert set(curves) == {"0.5", "1"} and (work / "sampling.png").stat().st_size > 10000
+    for found in curves.values():
+        assert all(len(values) == 6 for values in found.values())
+        assert found["score_cosine"][-1] == pytest.approx(1) and found["switches"][0] == 0
+        assert 0 <= min(found["entropy"]) and found["xt_norm"][0] > found["xt_norm"][-1]

@@ -8,7 +8,8 @@ import pytest
 from fairseq.tasks.translation import TranslationConfig
 
 from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig
-from diffusion_fairseq.criterions.base import DiffusionCriterionConfig
+from diffusion_fairseq.criterions.base import DiffusionCriterionConfig, TimestepConfig
+from diffusion_fairseq.criterions.latent_classification import LatentClassificationConfig
 from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.models.config import (
@@ -16,15 +17,17 @@ from diffusion_fairseq.models.config import (
     DiffuSeqConfig,
     DiffusionLMConfig,
     GenieConfig,
+    LatentClassifierConfig,
     LatentConfig,
     TransformerConfig,
     TransformerSizes,
 )
-from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
+from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
 from diffusion_fairseq.scoring.rouge import RougeScorerConfig
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTaskConfig
 from diffusion_fairseq.tasks.eval_rouge import EvalRougeConfig
+from diffusion_fairseq.tasks.latent_classification import LatentClassificationTaskConfig
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 
@@ -35,12 +38,13 @@ OPTIONS = {
         "adaptive_schedule_updates", "adaptive_schedule_start", "parameterization",
         "self_conditioning", "length_model", "length_margin", "dropout", "max_source_positions",
         "max_target_positions", "model_dim", "ffn_dim", "attention_heads", "encoder_layers", "denoiser_layers",
-        "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding",
+        "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding", "condition_dropout",
     },
     SamplingConfig: {
         "diffusion_steps", "solver", "sampling_grid", "exit_patience", "stride_as_published",
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
-        "length_beam", "seed", "initial_noise_scale", "score_temperature",
+        "length_beam", "seed", "initial_noise_scale", "score_temperature", "guidance_scale", "classifier",
+        "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
     },
     EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
     Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions", "compile_layers"},
@@ -63,6 +67,9 @@ OPTIONS = {
         "tokens_per_sample", "sample_break_mode", "masking", "given_positions", "prompt_length", "max_source_positions",
         "max_target_positions",
     },
+    LatentClassifierConfig: {"diffusion_path"},
+    LatentClassificationTaskConfig: {"data", "seed"},
+    LatentClassificationConfig: set(),
     RougeScorerConfig: {"rouge_types", "rouge_no_stemmer"},
 }
 # Declared by one owner, taken over by another with an interpolation.
@@ -81,6 +88,8 @@ INHERITED = {
     DiffuSeqConfig: (TransformerConfig,),
     DDLMConfig: (TransformerSizes, LatentConfig),
     ScoreInterpolationConfig: (DiffusionCriterionConfig,),
+    LatentClassifierConfig: (TransformerSizes,),
+    LatentClassificationConfig: (TimestepConfig,),
 }
 
 
@@ -120,7 +129,8 @@ def test_every_option_is_read(config):
 
 
 def test_presets_name_real_options():
-    for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig), (DIFFUSEQ, DiffuSeqConfig)):
+    for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig), (DIFFUSEQ, DiffuSeqConfig),
+                            (LATENT_CLASSIFIER, LatentClassifierConfig)):
         for arch, preset in presets.items():
             assert set(preset) <= {field.name for field in dataclasses.fields(config)} - TAKEN_OVER, arch
 

@@ -1,0 +1,61 @@
+"""A checkpoint and a split of data, loaded for a script as fairseq-generate loads them."""
+
+import argparse
+from typing import Dict, List, Tuple
+
+import torch
+from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
+
+import diffusion_fairseq  # noqa: F401  registers the tasks and the models
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTaskConfig
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+
+TASKS = {"seq2seq_diffusion": (Seq2SeqDiffusionTask, Seq2SeqDiffusionConfig),
+         "diffusion_lm": (DiffusionLMTask, DiffusionLMTaskConfig)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is loaded."""
+    parser.add_argument("data", help="folder that fairseq-preprocess made")
+    parser.add_argument("--path", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument("--task", choices=TASKS, default="seq2seq_diffusion", help="default: seq2seq_diffusion")
+    parser.add_argument("--subset", default="test", help="split (default: test)")
+    parser.add_argument("--given-positions", metavar="SLICES",
+                        help="positions that are given, as 0:32 (--task diffusion_lm)")
+    parser.add_argument("--sample-break-mode", default="eos", help="as in training (default: eos)")
+    parser.add_argument("--max-source-positions", type=int, default=512, help="default: 512")
+    parser.add_argument("--max-target-positions", type=int, default=64, help="--tokens-per-sample (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    parser.add_argument("--seed", type=int, default=1, help="default: 1")
+
+
+def load(arguments: argparse.Namespace) -> Tuple[Seq2SeqDiffusionTask, torch.nn.Module]:
+    """The task with the split loaded, and the model, on a GPU where there is one.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    task_class, config = TASKS[arguments.task]
+    options = dict(data=arguments.data, seed=arguments.seed, train_subset="train", dataset_impl=None,
+                   required_seq_len_multiple=1, max_target_positions=arguments.max_target_positions)
+    if arguments.task == "diffusion_lm":
+        options.update(tokens_per_sample=arguments.max_target_positions, given_positions=arguments.given_positions,
+                       sample_break_mode=arguments.sample_break_mode,
+                       max_source_positions=arguments.max_target_positions)
+    elif arguments.given_positions is not None:
+        raise UserError("--given-positions belongs to --task diffusion_lm")
+    else:
+        options["max_source_positions"] = arguments.max_source_positions
+    task = task_class.setup_task(OmegaConf.structured(config(**options)))
+    (model,), _ = checkpoint_utils.load_model_ensemble([arguments.path], task=task)
+    task.load_dataset(arguments.subset)
+    return task, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batches(texts, batch_size: int, count: int) -> List[Dict]:
+    """The first `count` texts of a dataset in batches of like lengths."""
+    order = sorted(range(min(count, len(texts))), key=texts.num_tokens)
+    return [texts.collater([texts[row] for row in order[first : first + batch_size]])
+            for first in range(0, len(order), batch_size)]
