@@ -316,7 +316,7 @@ class DiffusionGenerator:
         """
         lengths = self._lengths(encoded)
         candidates = torch.arange(self.sampling.candidates, device=src_tokens.device)
-        keys = sequence_keys(src_tokens, encoded.mask, self.sampling.seed)
+        keys = sequence_keys(src_tokens, src_tokens != self.model.pad, self.sampling.seed)
         if ids is not None:
             keys = combine(keys, ids.to(keys.device))
         keys = combine(keys[:, None], candidates)

@@ -1,5 +1,7 @@
 """The fairseq that this package is a plugin of: there must be one, and it is the user's choice which."""
 
+import logging
+
 from diffusion_fairseq.errors import UserError
 
 
@@ -9,6 +11,8 @@ class HostError(ImportError, UserError):
 
 def require() -> None:
     """Import fairseq; raise HostError where there is none, or one that this Python cannot import."""
+    # Every process would begin with its advice to install a package that only speech needs.
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     remedy = "pip install 'diffusion-fairseq[host]', or in a clone of the repository: bash scripts/setup.sh"
     try:
         import fairseq  # noqa: F401

@@ -12,6 +12,7 @@ if ! command -v fairseq-train >/dev/null; then
     }
 fi
 task=(--user-dir "$root/diffusion_fairseq" --task seq2seq_diffusion)
+architecture=(--arch genie_base --share-embeddings)
 
 prepare() { # folder of the distributor's files, options of binarise.py
     local raw=${1:?"usage: bash examples/$set_name/prepare.sh FOLDER [options of scripts/binarise.py]"}
@@ -21,7 +22,7 @@ prepare() { # folder of the distributor's files, options of binarise.py
 }
 
 train() { # options of fairseq-train
-    fairseq-train "$work/data-bin" "${task[@]}" --arch genie_base --criterion diffusion_vlb --share-embeddings \
+    fairseq-train "$work/data-bin" "${task[@]}" "${architecture[@]}" --criterion diffusion_vlb \
         --optimizer adam --lr 5e-5 --lr-scheduler polynomial_decay --warmup-updates 7200 --total-num-update 120000 \
         --max-update 120000 --timestep-sampler loss-second-moment --store-ema --ema-fp32 --ema-decay 0.9999 \
         --save-interval-updates 5000 --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"

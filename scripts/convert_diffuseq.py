@@ -8,9 +8,9 @@ vocab.txt is that of bert-base-uncased. T, schedule and length are read from tra
 gets checkpoint.pt, dict.src.txt, dict.tgt.txt and vocab.txt; a tensor that is missing, unknown, of another shape or not
 finite ends in an error that lists it.
 
-The released model reads and writes `[CLS] x [SEP] [SEP] [CLS] y [SEP] [PAD] ...`, 128 pieces. fairseq appends [SEP], its
-end of sentence, and the model the second one; [CLS] is a word of the dictionaries, that both texts begin with. Generate
-as the released code does (fewer --diffusion-steps are faster; --bpe bert needs `pip install transformers`):
+The released model reads and writes `[CLS] x [SEP] [SEP] [CLS] y [SEP] [PAD] ...`, 128 pieces. fairseq appends [SEP],
+its end of sentence, and the model the second one; [CLS] is a word of the dictionaries, that both texts begin with.
+Generate as the released code does (fewer --diffusion-steps are faster; --bpe bert needs `pip install transformers`):
 
     sed 's/^/[CLS] /' test.src | fairseq-interactive diffuseq-qqp --user-dir diffusion_fairseq \\
         --task seq2seq_diffusion --path diffuseq-qqp/checkpoint.pt --source-lang src --target-lang tgt --bpe bert \\

@@ -175,7 +175,7 @@ class SplitTexts(Files):
 
 SPLIT_TEXTS = SplitTexts(tuple(f"{split}.txt" for split in SPLITS))
 LAYOUTS = {
-    "reuters": [ReutersSGML(("reut2-*.sgm", "REUT2-*.SGM")), ReutersFolders(("training/*", "test/*"))],
+    "reuters": [ReutersFolders(("training/*", "test/*")), ReutersSGML(("reut2-*.sgm", "REUT2-*.SGM"))],
     "cc_news": [SPLIT_TEXTS, JSONArticles(tuple(f"*.json{i}{j}" for i in ("l", "") for j in COMPRESSED)),
                 Texts(tuple(f"*.txt{ending}" for ending in COMPRESSED))],
     "debian_prose": [SPLIT_TEXTS],

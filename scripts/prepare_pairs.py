@@ -1,12 +1,14 @@
-"""XSum, CNN/DailyMail or Gigaword as their distributors ship them -> {train,valid,test}.{src,tgt}, one text a line.
+"""XSum, CNN/DailyMail, Gigaword or QQP as distributors ship them -> {train,valid,test}.{src,tgt}, one text a line.
 
     python scripts/prepare_pairs.py xsum path/to/xsum --out runs/xsum/text
     python scripts/prepare_pairs.py gigaword path/to/sumdata --out runs/gigaword/text --lowercase
 
 Known layouts: GLGE's (train.src, dev.src, ..., also in org_data/) and that of fairseq's BART examples (train.source,
 val.source, ...); for XSum bbc-summary-data/ with its split file; for CNN/DailyMail OpenNMT's train.txt.src, and
-cnn/stories/ and dailymail/stories/ with url_lists/; for Gigaword harvardnlp's sumdata. Pairs of the training
-set with an empty side are left out and counted. Interrupted, the same command continues with the split that is missing.
+cnn/stories/ and dailymail/stories/ with url_lists/; for Gigaword harvardnlp's sumdata. For QQP DiffuSeq's train.jsonl,
+..., Quora's quora_duplicate_questions.tsv, or GLUE's train.tsv and dev.tsv, of which duplicates are split here (2,500
+for the test, 2,048 for validation, no question in two splits). Pairs of the training set with an empty side are left
+out and counted. Interrupted, the same command continues with the split that is missing.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
+import _qqp
 from _data import DataError, run, utf8_lines
 from tqdm import tqdm
 
@@ -123,6 +126,7 @@ LAYOUTS: Dict[str, list] = {
     "gigaword": [*GLGE, *BART, Files(
         ("train/train.article.txt", "train/train.title.txt"),
         ("train/valid.article.filter.txt", "train/valid.title.filter.txt"), ("Giga/input.txt", "Giga/task1_ref0.txt"))],
+    "qqp": [*_qqp.LAYOUTS, *GLGE],
 }
 
 

@@ -66,7 +66,7 @@ def test_with_full_noising_all_of_x_T_is_standard_normal_and_the_source_sharpens
 @pytest.mark.parametrize("noising", NOISING)
 @pytest.mark.parametrize("length_model", ["fixed", "longest", "predicted"])
 def test_the_same_text_alone_and_in_a_batch(noising, length_model):
-    model = make_diffuseq(DICTIONARY, noising=noising, length_model=length_model)
+    model = make_diffuseq(DICTIONARY, noising=noising, length_model=length_model, double_separator=True)
     model.longest_target.fill_(30)
     sample = make_sample(DICTIONARY, [5, 9, 3, 12])
     options = {"diffusion_steps": 5, "candidates": 2, "exit_patience": 2}

@@ -47,7 +47,9 @@ OPTIONS = {
         "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
     },
     EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
-    Seq2SeqDiffusionConfig: {"left_pad_source", "max_source_positions", "max_target_positions", "compile_layers"},
+    Seq2SeqDiffusionConfig: {
+        "left_pad_source", "max_source_positions", "max_target_positions", "compile_layers", "num_shards", "shard_id",
+    },
     CPDPretrainConfig: {
         "max_target_positions", "tokens_per_sample", "document_break", "paragraph_ratio", "min_document_tokens",
     },
@@ -73,7 +75,7 @@ OPTIONS = {
     RougeScorerConfig: {"rouge_types", "rouge_no_stemmer"},
 }
 # Declared by one owner, taken over by another with an interpolation.
-TAKEN_OVER = {"max_source_positions", "max_target_positions", "seed"}
+TAKEN_OVER = {"max_source_positions", "max_target_positions", "seed", "num_shards", "shard_id"}
 # Options with another default for some models, criterions or tasks.
 OTHER_DEFAULT = {"latent_dim", "model_dim", "ffn_dim", "attention_heads", "self_conditioning", "timestep_sampler",
                  "label_smoothing", "rounding_weight", "encoder_layers", "length_model", "tokens_per_sample"}

@@ -89,6 +89,50 @@ def test_what_is_wrong_is_named(tmp_path):
         prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
 
 
+def test_diffuseqs_lines_of_json(tmp_path):
+    for split, texts in SPLITS.items():
+        write(tmp_path / f"{split}.jsonl", [json.dumps({"src": f"src {text}", "trg": text}) for text in texts])
+    prepare("qqp", tmp_path, tmp_path / "out", lowercase=True)
+    assert found(tmp_path / "out")["train.src"] == ["src a first text .", "src a second one"]
+    write(tmp_path / "test.jsonl", ['{"src": "a"}'])
+    with pytest.raises(DataError, match=r'test\.jsonl, line 1: not {"src": \.\.\., "trg"'):
+        prepare("qqp", tmp_path, tmp_path / "again", lowercase=True)
+
+
+HEAD = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+
+
+@pytest.mark.parametrize("names", [("quora_duplicate_questions.tsv",), ("train.tsv", "dev.tsv")])
+def test_duplicates_of_question_tables_are_split_by_question(tmp_path, names):
+    # Questions 10 k and 10 k + 1 are paraphrases of 10 k + 2; every tenth row is none.
+    rows = [(f"q {10 * k + i}", f"Q  {10 * k + 2}", "1") for k in range(40) for i in (0, 1)]
+    rows += [(f"other {k}", f"another {k}", "0") for k in range(9)]
+    for place, name in enumerate(names):
+        part = rows[place :: len(names)]
+        write(tmp_path / name, [HEAD, *("\t".join(["0", "1", "2", *row]) for row in part)])
+    prepare("qqp", tmp_path, tmp_path / "out", lowercase=True)
+    files = found(tmp_path / "out")
+    pairs = {split: list(zip(files[f"{split}.src"], files[f"{split}.tgt"])) for split in SPLITS}
+    assert [len(pairs[split]) for split in ("train", "valid", "test")] == [72, 4, 4]
+    assert sorted(sum(pairs.values(), [])) == sorted((a, " ".join(b.lower().split())) for a, b, mark in rows
+                                                     if mark == "1")
+    asked = [{text for pair in found for text in pair} for found in pairs.values()]
+    assert all(one.isdisjoint(other) for one in asked for other in asked if one is not other)
+
+
+def test_a_quoted_question_may_go_over_lines_and_a_table_needs_its_columns(tmp_path):
+    file = tmp_path / "quora_duplicate_questions.tsv"
+    rows = [f'0\t1\t2\t"Is ""a {k}""\tb?"\t"Is\nit {k}?"\t1' for k in range(40)]
+    write(file, [HEAD, *rows])
+    prepare("qqp", tmp_path, tmp_path / "out", lowercase=False)
+    files = found(tmp_path / "out")
+    assert ('Is "a 3" b?', "Is it 3?") in zip(sum((files[f"{split}.src"] for split in SPLITS), []),
+                                              sum((files[f"{split}.tgt"] for split in SPLITS), []))
+    write(file, ["a\tb"])
+    with pytest.raises(DataError, match="has no columns question1, question2, is_duplicate"):
+        prepare("qqp", tmp_path, tmp_path / "again", lowercase=False)
+
+
 def test_a_split_that_is_whole_is_not_written_again(tmp_path):
     parallel(tmp_path, LAYOUTS["gigaword"][0])
     out = tmp_path / "out"

@@ -55,6 +55,20 @@ def test_recipe_runs_from_raw_files_to_scores(tmp_path, verses, name):
     assert len(hypotheses) == 2 * 24
 
 
+def test_the_paraphrase_recipe_runs_from_a_table_of_questions_to_scores(tmp_path, verses):
+    rows = ["id\tquestion1\tquestion2\tis_duplicate"]
+    rows += ["\t".join([str(number), *(text.replace('"', "") for text in pair), "1"])
+             for number, pair in enumerate(verses["train"][:400])]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/quora_duplicate_questions.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    sizes = ["--arch", "diffuseq_tiny", *SMALL[2:]]
+    for script, *arguments in (("prepare", tmp_path / "raw", "--vocabulary", 500, "--workers", 1), ("train", *sizes),
+                               ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2)):
+        done = recipe("qqp", script, tmp_path / "work", *arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "self-BLEU" in done.stdout and (tmp_path / "work/scores.json").exists()
+
+
 def test_prepare_says_what_is_missing(tmp_path):
     (tmp_path / "raw").mkdir()
     done = recipe("xsum", "prepare", tmp_path / "work", tmp_path / "raw")

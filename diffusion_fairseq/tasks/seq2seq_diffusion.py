@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask, load_langpair_dataset
-from omegaconf import OmegaConf
+from omegaconf import II, OmegaConf
 from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
@@ -53,6 +53,8 @@ class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, TranslationConfig)
                           "GPUs in runs of more than some minutes, little on CPUs; without a working compiler "
                           "one warning, and the layers stay as they are"},
     )
+    num_shards: int = II("dataset.num_shards")
+    shard_id: int = II("dataset.shard_id")
 
 
 @register_task("seq2seq_diffusion", dataclass=Seq2SeqDiffusionConfig)
@@ -147,6 +149,20 @@ class Seq2SeqDiffusionTask(TranslationTask):
             left_pad_source=cfg.left_pad_source, left_pad_target=False, input_feeding=False,
             constraints=pairs.constraints, pad_to_multiple=cfg.required_seq_len_multiple, **options,
         )
+
+    def get_batch_iterator(self, dataset, *args, num_shards: int = 1, shard_id: int = 0, **kwargs):
+        """As fairseq's; generation also heeds --num-shards and --shard-id, which the host's command passes over.
+
+        Raises:
+            UserError: a shard that there is not.
+        """
+        cfg = self.cfg
+        if cfg.num_shards > 1 and num_shards == 1 and dataset is not self.datasets.get(cfg.train_subset):
+            if not 0 <= cfg.shard_id < cfg.num_shards:
+                raise UserError(f"--shard-id must be from 0 to {cfg.num_shards - 1} (--num-shards {cfg.num_shards}), "
+                                f"got {cfg.shard_id}")
+            num_shards, shard_id = cfg.num_shards, cfg.shard_id
+        return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
         """Batch the training data anew in every epoch: the host seeds the order of sentences with the epoch in which
