@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from export_checkpoint import listed, write
 from fairseq.data import Dictionary
+from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -197,15 +198,11 @@ def load(model: DiffusionModel, weights: Mapping[str, Tensor], tables: Sequence[
     model.dictionaries = dict.fromkeys(("source", "target"), fingerprint(dictionary))
 
 
-def checkpoint_of(model: DiffusionModel, cfg: TransformerConfig, folder: Path) -> dict:
+def checkpoint_of(model: DiffusionModel, cfg: TransformerConfig, task: FairseqDataclass) -> dict:
     """What fairseq's trainer would save of the model before its first update, without an optimizer."""
     root = OmegaConf.structured(FairseqConfig())
-    task = Seq2SeqDiffusionConfig(
-        data=str(folder), source_lang="src", target_lang="tgt", max_source_positions=cfg.max_source_positions,
-        max_target_positions=cfg.max_target_positions,
-    )
     root.task, root.model, root.criterion = (OmegaConf.structured(part) for part in (task, cfg, DiffusionVLBConfig()))
-    root.task._name, root.criterion._name = "seq2seq_diffusion", "diffusion_vlb"
+    root.criterion._name = "diffusion_vlb"
     return {
         "args": None,
         "cfg": OmegaConf.to_container(root, resolve=True, enum_to_str=True),
@@ -251,7 +248,11 @@ def save(model: DiffusionModel, cfg: TransformerConfig, arch: str, pieces: Seque
          checked: int) -> None:
     """Write what is converted, and say what it is; `checked` tensors were read."""
     write_texts(folder, pieces)
-    write(checkpoint_of(model, cfg, folder), str(folder / "checkpoint.pt"))
+    task = Seq2SeqDiffusionConfig(
+        _name="seq2seq_diffusion", data=str(folder), source_lang="src", target_lang="tgt",
+        max_source_positions=cfg.max_source_positions, max_target_positions=cfg.max_target_positions,
+    )
+    write(checkpoint_of(model, cfg, task), str(folder / "checkpoint.pt"))
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{folder / 'checkpoint.pt'}: {checked} tensors checked, {count:,} weights, {len(pieces):,} pieces")
     print(f"text: --bpe bert --bpe-vocab-file {folder / 'vocab.txt'}, each line begun with [CLS]")

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 
 def read_rows(file: Path) -> Dict[str, Dict]:
@@ -16,6 +16,14 @@ def write_rows(file: Path, rows: Dict[str, Dict]) -> None:
     unfinished = file.with_name(file.name + ".partial")
     unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     unfinished.replace(file)
+
+
+def report(output: Path, rows: Dict[str, Dict], said: str, plot: Callable[[Dict[str, Dict], Path], None]) -> None:
+    """Print what a study says of its rows, and write .json, .txt and .png."""
+    write_rows(output.with_suffix(".json"), rows)
+    output.with_suffix(".txt").write_text(said, encoding="utf-8")
+    print(said)
+    plot(rows, output.with_suffix(".png"))
 
 
 def numbers(text: str) -> List[int]:

@@ -14,7 +14,7 @@ from typing import Dict, List
 
 import numpy as np
 from _generated import Outputs, aligned_lines, read_generated
-from _study import numbers, write_rows
+from _study import numbers, report
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
@@ -109,10 +109,7 @@ def main() -> None:
     rows = study(outputs, references, arguments.numbers, arguments.draws, arguments.seed)
     said = (f"{text_table(rows, MEASURES, digits=2)}\n\n{len(references)} sentences, ROUGE F1 x 100, mean of "
             f"{arguments.draws} random subsets; MBR and oracle by {CHOSEN_BY}; the oracle reads the reference\n")
-    write_rows(arguments.output.with_suffix(".json"), rows)
-    arguments.output.with_suffix(".txt").write_text(said, encoding="utf-8")
-    print(said)
-    plot(rows, arguments.output.with_suffix(".png"))
+    report(arguments.output, rows, said, plot)
 
 
 if __name__ == "__main__":

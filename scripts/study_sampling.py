@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import torch
-from _study import numbers, read_rows, write_rows
+from _study import numbers, read_rows, report, write_rows
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -208,9 +208,7 @@ def main() -> None:
     count = sum(len(batch["id"]) for batch in study.batches)
     said = (f"{text_table(rows, COLUMNS, digits=2)}\n\n{count} sentences of {arguments.subset}, "
             f"{arguments.seeds} seed(s); ROUGE F1 x 100\nrecommended: {command_line(rows[choice])}\n")
-    arguments.output.with_suffix(".txt").write_text(said)
-    print(said)
-    plot(rows, arguments.output.with_suffix(".png"))
+    report(arguments.output, rows, said, plot)
 
 
 if __name__ == "__main__":

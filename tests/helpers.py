@@ -54,6 +54,19 @@ def make_genie(dictionary: Dictionary, seed: int = 0, **options) -> GenieModel:
     return model
 
 
+def prompt_tokens(dictionary: Dictionary, text: str):
+    """Tokens of a prompt: letters are given words, "_" positions to fill, "." the end of sentence."""
+    known = {"_": dictionary.index("<mask>"), ".": dictionary.eos()}
+    return [known.get(letter, 6 + ord(letter) - ord("a")) for letter in text]
+
+
+def make_prompts(dictionary: Dictionary, *texts, ids=None):
+    """A batch of prompts, padded on the right."""
+    width = max(map(len, texts))
+    rows = [prompt_tokens(dictionary, text) + [dictionary.pad()] * (width - len(text)) for text in texts]
+    return {"net_input": {"src_tokens": torch.tensor(rows)}, "id": torch.tensor(ids or list(range(len(texts))))}
+
+
 def make_ddlm(dictionary: Dictionary, seed: int = 0, **options) -> DDLMModel:
     """A tiny DDLM with random weights, in evaluation mode, without dropout; the dictionary gets its mask."""
     mask = dictionary.add_symbol("<mask>")

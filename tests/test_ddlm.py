@@ -1,9 +1,11 @@
 """DDLM: score interpolation over embeddings of fixed length, noised by sigma = t."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_ddlm, make_dictionary, make_sampling
+from helpers import make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,15 +28,7 @@ MASK = DICTIONARY.add_symbol("<mask>")
 EOS, PAD = DICTIONARY.eos(), DICTIONARY.pad()
 
 
-def prompt(text):
-    known = {"_": MASK, ".": EOS}
-    return [known.get(letter, 6 + ord(letter) - ord("a")) for letter in text]
-
-
-def batch(*texts, ids=None):
-    width = max(map(len, texts))
-    rows = torch.tensor([prompt(text) + [PAD] * (width - len(text)) for text in texts])
-    return {"net_input": {"src_tokens": rows}, "id": torch.tensor(ids or list(range(len(texts))))}
+prompt, batch = partial(prompt_tokens, DICTIONARY), partial(make_prompts, DICTIONARY)
 
 
 def write(model, prompts, **options):

@@ -1,9 +1,11 @@
 """Diffusion language models: training on whole sequences, writing from nothing, into gaps, and after a prefix."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from helpers import make_dictionary, make_diffusion_lm, make_sampling
+from helpers import make_dictionary, make_diffusion_lm, make_prompts, make_sampling, prompt_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,16 +23,7 @@ EOS, PAD = DICTIONARY.eos(), DICTIONARY.pad()
 GIVEN = ("noised", "clean")
 
 
-def prompt(text):
-    """Letters are given words, "_" positions to fill, "." the end of sentence."""
-    known = {"_": MASK, ".": EOS}
-    return [known.get(letter, 6 + ord(letter) - ord("a")) for letter in text]
-
-
-def batch(*texts, ids=None):
-    width = max(map(len, texts))
-    rows = torch.tensor([prompt(text) + [PAD] * (width - len(text)) for text in texts])
-    return {"net_input": {"src_tokens": rows}, "id": torch.tensor(ids or list(range(len(texts))))}
+prompt, batch = partial(prompt_tokens, DICTIONARY), partial(make_prompts, DICTIONARY)
 
 
 def write(model, sample, **options):

@@ -259,14 +259,7 @@ class DiffusionModel(Persistent):
         if self.training and self.jitters_given:
             memory = memory._replace(embedded=x0)
         xt = q_sample(objective.through("input", x0), level, noise)
-
-        previous = None
-        if self.self_conditioning:
-            previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // example.copies),
-                                          packing.select(rows)),
-                xt.detach(), SELF_CONDITIONING_RATE, generator,
-            )
+        previous = self.previous(xt, t, example._replace(memory=memory), generator)
         output = self.network(xt, t, memory, packing, previous).float()
         pred_x0 = self.to_x0(output, xt, t)
         scored = Packing.of(example.modelled)
@@ -284,6 +277,18 @@ class DiffusionModel(Persistent):
             length_logits=self.length_logits(example.encoded) if self.length_model == "predicted" else None,
             lengths=example.lengths,
         )
+
+    def previous(self, xt: Tensor, t: Tensor, example: Example,
+                 generator: Optional[torch.Generator] = None) -> Optional[Tensor]:
+        """What the network is fed as its previous estimate (B, L, D) in training; None without self-conditioning."""
+        if not self.self_conditioning:
+            return None
+
+        def estimate(rows: Tensor) -> Tensor:
+            memory = example.memory.select(rows // example.copies)
+            return self.denoise(xt[rows], t[rows], memory, example.packing.select(rows))
+
+        return first_estimates(estimate, xt.detach(), SELF_CONDITIONING_RATE, generator)
 
     def sequence(self, encoded: Condition, target: Tensor) -> Tensor:
         """What is denoised (B, L) for a target (B, L'): by default itself."""

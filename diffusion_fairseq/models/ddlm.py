@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.base import SELF_CONDITIONING_RATE, VLB, in_chunks
+from diffusion_fairseq.models.base import VLB, in_chunks
 from diffusion_fairseq.models.condition import Prompt
 from diffusion_fairseq.models.config import DDLMConfig
 from diffusion_fairseq.models.presets import DDLM
@@ -21,7 +21,7 @@ from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm, ConditionedLayer
 from diffusion_fairseq.modules.layers import init_bert
 from diffusion_fairseq.modules.packing import Packing
-from diffusion_fairseq.modules.self_conditioning import first_estimates, with_previous
+from diffusion_fairseq.modules.self_conditioning import with_previous
 from diffusion_fairseq.modules.time_embedding import TIME_SCALE, TimeEmbedding
 from diffusion_fairseq.text.embedding import normalised
 
@@ -128,13 +128,7 @@ class DDLMModel(PromptModel):
         if noise is None:
             noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
         xt = q_sample(objective.through("input", embedded), self.schedule.at(t), noise)
-        previous = None
-        if self.self_conditioning:
-            previous = first_estimates(
-                lambda rows: self.denoise(xt[rows], t[rows], memory.select(rows // example.copies),
-                                          packing.select(rows)),
-                xt.detach(), SELF_CONDITIONING_RATE, generator,
-            )
+        previous = self.previous(xt, t, example, generator)
         hidden = packing.unpack(self.network(xt, t, memory, packing, previous))
         scored = Packing.of(example.modelled)
 
