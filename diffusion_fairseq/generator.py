@@ -13,13 +13,14 @@ from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
+from diffusion_fairseq.diffusion.time_laws import UniformTimes, warped_grid
 from diffusion_fairseq.early_exit import Live, compaction, histogram
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.guidance import ConditionGuidance, check_guidance, guided_step
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
 from diffusion_fairseq.models.condition import Condition
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
-from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig, check_sampling
+from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, WARPED, SamplingConfig, check_sampling
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
 FIRST_WORD_PIECE = "[CLS]"  # begins every text of a model trained on BERT's word pieces, and is no word of it
@@ -202,12 +203,20 @@ class DiffusionGenerator:
             raise UserError("--clamping-from acts only with --clamping: give both")
         if sampling.clamping and sampling.clamping_from >= steps:
             raise UserError(f"--clamping-from {sampling.clamping_from} is not among the {steps} steps 0..{steps - 1}")
-        times = schedule.grid(steps, sampling.sampling_grid)
+        grid = sampling.sampling_grid
+        times = self._warped(steps) if grid == WARPED else schedule.grid(steps, grid)
         if sampling.stride_as_published:
             if trained is None:
                 raise UserError("--stride-as-published skips trained timesteps, which this model does not have")
             times = torch.cat([torch.arange(steps - 1, -1, -1) * (trained // steps), torch.tensor([CLEAN])])
         return [schedule.at(t) for t in times]
+
+    def _warped(self, steps: int) -> Tensor:
+        law = getattr(self.model, "timesteps", None)
+        if not isinstance(law, UniformTimes):
+            raise UserError(f"--sampling-grid {WARPED} needs a model that was trained with --timestep-sampler time-warp "
+                            "or gumbel")
+        return warped_grid(law, steps)
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,
                  constraints: Optional[Tensor] = None, **_) -> List[List[Dict[str, Any]]]:

@@ -8,14 +8,15 @@ The folder holds config.json and model.safetensors (which needs `pip install saf
 needs the transformers library. Taken over are the layers, the position embeddings (with the embedding of token type 0)
 and the layer norm below the layers. Tokens have latents of another width: their embeddings, the projections to and from
 them and those of the time are drawn anew with --seed; pooler and heads are left out. The data are those to fine-tune
-on: their dict.txt says how many tokens there are. A tensor that is missing, unknown, of another shape or not finite ends
-in an error that lists it.
+on: their dict.txt says how many tokens there are. Tensors that are missing, unknown, of other shapes or not finite end
+in an error that lists them.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -169,7 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(checkpoint_of(model, cfg, task), str(args.output))
     taken, count = sum(tensor.numel() for tensor in state.values()), sum(p.numel() for p in model.parameters())
     print(f"{args.output}: {len(state)} tensors checked, {taken:,} of {count:,} weights are BERT's")
-    print(f"model: {architecture_options(cfg, ARCH)}")
+    # A language model has as many positions as --tokens-per-sample says; the table is cut to them.
+    lengths = {name: getattr(DiffusionLMConfig, name) for name in ("max_source_positions", "max_target_positions")}
+    print(f"model: {architecture_options(replace(cfg, **lengths), ARCH)}")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,21 @@ def test_what_the_warp_has_learned_is_saved_with_the_model():
         assert other.timestep_sampler(name).losses.equal(model.timesteps.losses)
 
 
+def test_a_warped_grid_has_more_steps_where_the_loss_rises():
+    model = make_ddlm(DICTIONARY)
+    prompts = batch("________")
+    with pytest.raises(UserError, match="--sampling-grid warped needs a model that was trained with"):
+        write(model, prompts, sampling_grid="warped")
+    law = model.timestep_sampler("time-warp")
+    for _ in range(50):
+        law.update(law.middles, 4 * torch.sigmoid(4 * (law.middles.log() - 1)))
+    generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=20, sampling_grid="warped"))
+    times = torch.stack([level.t for level in generator.levels])
+    assert times[0] == pytest.approx(10) and times[-2] == pytest.approx(0.5) and times[-1] == 0
+    near = (times.log() - 1).abs() < 0.5
+    assert near.sum() > 10 and write(model, prompts, diffusion_steps=6, sampling_grid="warped")
+
+
 def test_the_base_has_147_million_parameters():
     sizes = DDLMConfig(**DDLM["ddlm_base"])
     with torch.device("meta"):

@@ -145,6 +145,12 @@ class GumbelTimes(FittedTimes):
         return torch.exp(-torch.exp(-(knots.log() - location) / scale))
 
 
+def warped_grid(law: UniformTimes, num_steps: int) -> Tensor:
+    """Falling times (num_steps + 1,) from t_max to t_min, evenly spaced in u = F(t), then 0 (CDCD, section 3.2)."""
+    u = torch.linspace(1, 0, num_steps, dtype=torch.float64, device="cpu")
+    return torch.cat([law.quantile(u), u.new_zeros(1)])
+
+
 def isotonic(values: Tensor, weights: Tensor) -> Tensor:
     """The nearest curve (n,) that nowhere falls, by weighted squares: neighbours that fall are pooled."""
     pools = []

@@ -10,6 +10,7 @@ from diffusion_fairseq.diffusion.solvers import SOLVERS, VARIANCES
 from diffusion_fairseq.errors import UserError
 
 DEFAULT_STEPS = 50
+WARPED = "warped"  # a sampling grid that the model has learned
 
 
 @dataclass
@@ -30,7 +31,8 @@ class SamplingConfig:
     sampling_grid: str = field(
         default="uniform",
         metadata={"help": f"where the steps lie: {', '.join(GRIDS)} (in t; in its square root; in the 7th root of "
-                          "sigma / alpha; in the log of the signal-to-noise ratio)"},
+                          f"sigma / alpha; in the log of the signal-to-noise ratio) or {WARPED} (as training drew t "
+                          "with --timestep-sampler time-warp or gumbel)"},
     )
     stride_as_published: bool = field(
         default=False,
@@ -116,8 +118,8 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise UserError(f"--solver {cfg.solver!r} is unknown: choose one of {', '.join(SOLVERS)}")
     if cfg.ddpm_variance not in VARIANCES:
         raise UserError(f"--ddpm-variance {cfg.ddpm_variance!r} is unknown: choose {', '.join(VARIANCES)}")
-    if cfg.sampling_grid not in GRIDS:
-        raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}")
+    if cfg.sampling_grid not in (*GRIDS, WARPED):
+        raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}, {WARPED}")
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
                 "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
                 "--clamping-from": (cfg.clamping_from, 0), "--guidance-scale": (cfg.guidance_scale, 0),
