@@ -8,52 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, sequence_keys
-from diffusion_fairseq.diffusion.process import q_sample
+from diffusion_fairseq.denoiser import START, Denoiser, Rows, aligned
+from diffusion_fairseq.diffusion.noise import combine, sequence_keys
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.schedules import CLEAN, NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.diffusion.solvers import SOLVERS, SamplerState, initial_state
 from diffusion_fairseq.diffusion.time_laws import UniformTimes, warped_grid
 from diffusion_fairseq.early_exit import Live, compaction, histogram
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.guidance import ConditionGuidance, check_guidance, guided_step
+from diffusion_fairseq.guidance import check_guidance, guided_step
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
 from diffusion_fairseq.models.condition import Condition
-from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
+from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, WARPED, SamplingConfig, check_sampling
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
 
 FIRST_WORD_PIECE = "[CLS]"  # begins every text of a model trained on BERT's word pieces, and is no word of it
-START = 0  # the draw of a noise stream that makes x_T; step i draws number i + 1
-
-
-def aligned(length: int) -> int:
-    """The width at which a row is computed: a multiple of ALIGNMENT, and coarser for long rows so that rows of like
-    lengths are computed together. A function of the row alone: a matrix product or a softmax sums in another order for
-    another shape, and the reverse process makes differences in the last bit grow."""
-    step = max(ALIGNMENT, 1 << max(0, length.bit_length() - 3))
-    return -(-length // step) * step
-
-
-class Rows(NamedTuple):
-    """The sequences that are generated together: R = B * N, row b * N + n is candidate n of source b.
-
-    memory of the B sources; lengths (R,); keys (R,) the noise streams; packing of the positions that are generated.
-    """
-
-    memory: Condition
-    lengths: Tensor
-    keys: Tensor
-    packing: Packing
-
-    @property
-    def width(self) -> int:
-        return self.packing.shape[1]
-
-    @classmethod
-    def of(cls, memory: Condition, lengths: Tensor, keys: Tensor) -> "Rows":
-        """Rows as wide as the longest of them needs."""
-        return cls(memory, lengths, keys, Packing.of(lengths_to_mask(lengths, aligned(int(lengths.max())))))
 
 
 class Drafts(NamedTuple):
@@ -70,73 +40,6 @@ class Drafts(NamedTuple):
         tokens = rows.keys.new_full((len(rows.keys), rows.width), pad)
         history = tokens.expand(num_steps, -1, -1).clone() if retain_history else None
         return cls(tokens, torch.zeros(tokens.shape, device=tokens.device), torch.zeros_like(rows.keys), history)
-
-
-class Denoiser:
-    """The one callable a solver knows: self-conditioning and clamping wrapped round the model.
-
-    `estimate` keeps the last estimate of x0 before clamping (R, L, D): it feeds self-conditioning, as in training,
-    and the score of the final tokens.
-
-    Args:
-        forbidden: (V,) bool, tokens that are never generated.
-        clamping_from: the time at and below which estimates are clamped; None: never.
-        guidance_scale: of classifier-free guidance; 1: none.
-        temperature: of the token probabilities of a model that predicts tokens.
-    """
-
-    def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor],
-                 guidance_scale: float = 1.0, temperature: float = 1.0):
-        self.model, self.rows, self.forbidden = model, rows, forbidden
-        self.clamping_from = clamping_from
-        denoise = model.denoise if temperature == 1 else partial(model.denoise, temperature=temperature)
-        self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
-        self.denoise = self.guidance or denoise
-        self.estimate: Optional[Tensor] = None
-        self.clamped: Optional[Tensor] = None
-        self.clamped_tokens: Optional[Tensor] = None
-        self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
-        # The noise with which given tokens enter at the level of the others: one draw for all steps.
-        self.given_noise = self.noise(START) if model.noises_given else None
-
-    def __call__(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
-        # Filled, not copied: a copy from the host would wait for the device.
-        time = torch.full((1,), t.item(), dtype=t.dtype, device=xt.device)
-        memory = self.rows.memory
-        if self.given_noise is not None:
-            given = memory.values(*xt.shape[:2])
-            xt = memory.impose(xt, q_sample(given, self.model.schedule.at(time).cut(xt.size(1)), self.given_noise))
-        self.estimate = self.denoise(xt, time, memory, self.rows.packing, self.estimate)
-        if self.clamping_from is None or t > self.clamping_from:
-            return self.estimate
-        packing = self.rows.packing
-        tokens = self.nearest(packing.pack(self.estimate))
-        self.clamped = memory.impose(packing.unpack(self.nearest.embedding[tokens]))
-        self.clamped_tokens = packing.unpack(tokens)
-        return self.clamped
-
-    def tokens(self, x0: Tensor) -> Tensor:
-        """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
-        estimate that was clamped last."""
-        tokens = self.clamped_tokens
-        if x0 is not self.clamped:
-            tokens = self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
-        return self.rows.memory.impose_tokens(tokens)
-
-    def select(self, sources: Tensor, index: Tensor) -> None:
-        """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
-        before = self.rows
-        self.rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
-        self.clamped = None
-        self.estimate = self.estimate[index, : self.rows.width]
-        if self.given_noise is not None:
-            self.given_noise = self.given_noise[index, : self.rows.width]
-        if self.guidance is not None:
-            self.guidance.select(index, self.rows.width)
-
-    def noise(self, counter: int) -> Tensor:
-        """Draw number `counter` of every row's noise stream (R, L, D)."""
-        return gaussian_noise(self.rows.keys, counter, self.rows.width, self.model.embedding.embedding_dim)
 
 
 class DiffusionGenerator:
@@ -214,8 +117,8 @@ class DiffusionGenerator:
     def _warped(self, steps: int) -> Tensor:
         law = getattr(self.model, "timesteps", None)
         if not isinstance(law, UniformTimes):
-            raise UserError(f"--sampling-grid {WARPED} needs a model that was trained with --timestep-sampler time-warp "
-                            "or gumbel")
+            raise UserError(f"--sampling-grid {WARPED} needs a model that was trained with --timestep-sampler "
+                            "time-warp or gumbel")
         return warped_grid(law, steps)
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,

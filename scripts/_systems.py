@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import diffusion_fairseq  # noqa: F401  registers the task and the models
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
+from diffusion_fairseq.denoiser import START, aligned
 from diffusion_fairseq.diffusion.noise import gaussian_noise
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
 from diffusion_fairseq.diffusion.solvers import ddpm_step, initial_state
-from diffusion_fairseq.generator import START, DiffusionGenerator, aligned
+from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.config import GenieConfig
 from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.presets import GENIE

@@ -22,11 +22,12 @@ from _checkpoint import add_arguments, batches, load
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_fairseq.denoiser import aligned
 from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.process import score_from_x0
 from diffusion_fairseq.diffusion.solvers import SOLVERS
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.generator import DiffusionGenerator, aligned
+from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import in_chunks
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 

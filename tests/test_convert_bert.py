@@ -95,9 +95,10 @@ def reference_layers(state, x, counts):
                   + state["embeddings.token_type_embeddings.weight"][0])
     for layer in range(LAYERS):
         name = f"encoder.layer.{layer}"
-        query, key, value = (heads(linear(f"{name}.attention.self.{part}", hidden)) for part in ("query", "key", "value"))
-        scores = (query @ key.transpose(-1, -2) / math.sqrt(HIDDEN // HEADS)).masked_fill(padded[:, None, None],
-                                                                                           -torch.inf)
+        query, key, value = (heads(linear(f"{name}.attention.self.{part}", hidden))
+                             for part in ("query", "key", "value"))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(HIDDEN // HEADS)
+        scores = scores.masked_fill(padded[:, None, None], -torch.inf)
         context = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
         hidden = norm(f"{name}.attention.output.LayerNorm", hidden + linear(f"{name}.attention.output.dense", context))
         inner = F.gelu(linear(f"{name}.intermediate.dense", hidden))
@@ -189,7 +190,7 @@ def test_bad_folders_are_refused(tmp_path, data, monkeypatch):
     folder = tmp_path / "bert"
     with pytest.raises(UserError, match="config.json: No such file"):
         convert(folder, data)
-    bert_folder(folder, pickled_calls(tmp_path / "marker"))
+    bert_folder(folder, pickled_calls(tmp_path / "marker")["system"])
     with pytest.raises(UserError, match="refused"):
         convert(folder, data)
     assert not (tmp_path / "marker").exists()

@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "diffusion_fairseq"
 L0 = ("diffusion", "text", "metrics")
 # Layer of each part; a part may import parts of lower layers, and of its own where that is its own folder.
 LAYER = {"errors": -1, "diffusion": 0, "text": 0, "metrics": 0, "modules": 1, "models": 2, "criterions": 2, "data": 2,
-         "generator": 3, "guidance": 3, "early_exit": 2, "tasks": 3, "scoring": 3, "compat": 3, "host": 3, "cli": 4,
-         "__init__": 4}
+         "generator": 3, "denoiser": 3, "guidance": 3, "early_exit": 2, "tasks": 3, "scoring": 3, "compat": 3,
+         "host": 3, "cli": 4, "__init__": 4}
 # Beside one another: criterions read what a model's training pass holds; the generator, what guides it and its task
 # share a config.
 PEERS = {("criterions", "models"), ("generator", "tasks"), ("tasks", "generator"), ("generator", "guidance"),
-         ("guidance", "tasks")}
+         ("generator", "denoiser"), ("denoiser", "guidance"), ("guidance", "tasks")}
 OUTSIDE_L0 = {"torch", "numpy", "math", "typing", "functools", "collections", "re",
               "rouge_score", "sacrebleu", "mauve", "importlib"}
 
