@@ -75,6 +75,9 @@ class DiffusionGenerator:
         self.levels = self._levels()
         options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
         check_guidance(model, sampling.guidance_scale)
+        if sampling.joint_sampling and (model.prompts or not model.noises_given):
+            raise UserError("--joint-sampling writes source and target, which only a diffuseq trained with --noising "
+                            "full has learned: leave it out")
         if sampling.score_temperature != 1 and not (model.predicts_tokens and sampling.guidance_scale == 1):
             raise UserError("--score-temperature acts on models that predict tokens (ddlm_base, ...), and not together "
                             "with --guidance-scale: leave it out")
@@ -236,6 +239,8 @@ class DiffusionGenerator:
         lengths = lengths + encoded.begins(len(lengths))[:, None]
         keys = keys[:, :, None].expand(-1, -1, self.sampling.length_beam).flatten(1)
         memory = self.model.memory(encoded)
+        if self.sampling.joint_sampling:
+            memory = memory._replace(fixed=None)
         widths = [aligned(longest) for longest in lengths.amax(dim=1).tolist()]
         for width in sorted(set(widths)):
             sources = [source for source, own in enumerate(widths) if own == width]
@@ -269,6 +274,8 @@ class DiffusionGenerator:
             text = slice(begin, end)
             given_words = None if words is None else words[row, text].nonzero()
             least = 0 if given_words is None or not len(given_words) else int(given_words.max()) + 1
+            if self.sampling.joint_sampling:
+                text, begin, least = slice(0, end), 0, begin
             kept = self._kept(tokens[row, text], least)
             positional = scores[row, begin : begin + kept].clone()
             past = [] if history is None else history[: steps[row], row, text]

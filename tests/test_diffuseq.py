@@ -76,6 +76,19 @@ def test_the_same_text_alone_and_in_a_batch(noising, length_model):
         assert write(model, alone, **options)[0] == together[row]
 
 
+def test_joint_sampling_writes_both_sides_and_heeds_no_source():
+    model = make_diffuseq(DICTIONARY, noising="full", length_model="fixed", max_source_positions=8)
+    sample = make_sample(DICTIONARY, [8, 5])
+    seen = seen_by(model)
+    found = write(model, sample, joint_sampling=True, diffusion_steps=6)
+    assert all(len(one[0]) > length for one, length in zip(found, (8, 5)))
+    clean = model.embedding(sample["net_input"]["src_tokens"][0])
+    # At the last step a given source would be all but clean.
+    assert (seen[-1][0, :8] - clean).square().mean() > 0.5
+    with pytest.raises(UserError, match="--joint-sampling writes source and target"):
+        write(make_diffuseq(DICTIONARY), sample, joint_sampling=True)
+
+
 def test_hypotheses_hold_the_target_alone():
     model = make_diffuseq(DICTIONARY)
     sample = make_sample(DICTIONARY, [5, 9, 3])

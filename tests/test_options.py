@@ -43,8 +43,8 @@ OPTIONS = {
     SamplingConfig: {
         "diffusion_steps", "solver", "sampling_grid", "exit_patience", "stride_as_published",
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
-        "length_beam", "seed", "initial_noise_scale", "score_temperature", "guidance_scale", "classifier",
-        "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
+        "length_beam", "seed", "joint_sampling", "initial_noise_scale", "score_temperature", "guidance_scale",
+        "classifier", "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
     },
     EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
     Seq2SeqDiffusionConfig: {

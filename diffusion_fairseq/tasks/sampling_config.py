@@ -78,6 +78,12 @@ class SamplingConfig:
         metadata={"help": "temperature of the token probabilities whose mean embedding is the estimate of x0, for "
                           "models that predict tokens: below 1 surer and less varied"},
     )
+    joint_sampling: bool = field(
+        default=False,
+        metadata={"help": "write the source, too: pairs from nothing, each as long as a source of the data and what "
+                          "belongs to it; the hypothesis is both, one after the other. For diffuseq trained with "
+                          "--noising full"},
+    )
     guidance_scale: float = field(
         default=1.0,
         metadata={"help": "classifier-free guidance: go from the estimate without the condition so many times as far "
