@@ -254,9 +254,10 @@ class DiffusionGenerator:
         if self.model.length_model == "given":
             return source_lengths[:, None]
         limits = (self.max_len_a * source_lengths + self.max_len_b).long()
-        limits = limits.clamp(1, self.model.max_target_positions)
         if self.model.length_model != "predicted":
-            return self.model.generation_lengths(limits, encoded)[:, None]
+            # Modelled padding goes beyond the longest target where a sequence holds a short source, too.
+            return self.model.generation_lengths(limits.clamp(min=1), encoded)[:, None]
+        limits = limits.clamp(1, self.model.max_target_positions)
         logits = self.model.length_logits(encoded)
         too_long = torch.arange(logits.size(1), device=logits.device) > limits[:, None]
         lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)

@@ -11,7 +11,7 @@ import numpy as np
 from _generated import Outputs
 
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.metrics import bootstrap, diversity, glge, overlap
+from diffusion_fairseq.metrics import bootstrap, diversity, glge, model_based, overlap
 from diffusion_fairseq.text import reranking
 
 MEASURES = {
@@ -24,6 +24,7 @@ MEASURES = {
     "words_changed": "words changed %",
 }
 GLGE_MEASURES = {"glge1": "GLGE R-1", "glge2": "GLGE R-2", "glgeL": "GLGE R-L", "pyrougeL": "py-rouge R-L"}
+BERT_MEASURES = {"bertscore": "BERTScore"}
 DIVERSITY = {
     "words": "words",
     "empty": "empty %",
@@ -51,8 +52,10 @@ class Evaluation:
         signatures: the settings and versions behind the numbers.
     """
 
-    def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None):
+    def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None,
+                 bert_scorer=None):
         self.references, self.sources, self.glge_variant = references, sources, glge_variant
+        self.bert_scorer = bert_scorer
         self.rows: dict[str, dict[str, float]] = {}
         self.diversity: dict[str, dict[str, float]] = {}
         self.chosen: dict[str, dict[str, list[str]]] = {}
@@ -61,7 +64,8 @@ class Evaluation:
         self._glge_references = None
         if glge_variant is not None:
             self._glge_references = [glge.prepare_reference(text, glge_variant) for text in references]
-        self.means = [*overlap.DEFAULT_ROUGE_TYPES, *(GLGE_MEASURES if glge_variant else ())]
+        self.means = [*overlap.DEFAULT_ROUGE_TYPES, *(GLGE_MEASURES if glge_variant else ()),
+                      *(BERT_MEASURES if bert_scorer else ())]
         self.percentages = [] if sources is None else ["unchanged", "words_changed"]
 
     @property
@@ -75,6 +79,8 @@ class Evaluation:
         signatures.update({name: measure.signature for name, measure in self._corpus.items()})
         if self.glge_variant is not None:
             signatures["glge"] = glge.signature(self.glge_variant)
+        if self.bert_scorer is not None:
+            signatures["bertscore"] = model_based.bert_score_signature(self.bert_scorer)
         if self.chosen:
             signatures["self-bleu"] = "pairwise|sentence|tok:blank|smooth:exp|eff:yes"
         if any(self.chosen.values()):
@@ -132,6 +138,8 @@ class Evaluation:
         if self.glge_variant is not None:
             prepared = [glge.prepare_hypothesis(text, self.glge_variant) for text in hypotheses]
             found += glge.rouge_per_sentence(prepared, self._glge_references).values()
+        if self.bert_scorer is not None:
+            found.append(100 * model_based.bert_score(hypotheses, self.references, self.bert_scorer))
         if self.sources is not None:
             found.append(overlap.copied_per_sentence(hypotheses, self.sources))
             found.append(overlap.changed_per_sentence(hypotheses, self.sources))
@@ -190,6 +198,7 @@ def evaluate(
     train_targets: Sequence[str] = (),
     utilities: Sequence[str] = UTILITIES,
     glge_variant: str | None = None,
+    bert_scorer=None,
     seed: int = 1,
 ) -> Evaluation:
     """Score a model beside other systems and the baselines.
@@ -199,10 +208,11 @@ def evaluate(
         train_targets: lines of which random ones are a baseline, drawn by `seed`; none: no such row.
         utilities: of reranking.UTILITIES, an MBR row for each where there are several candidates.
         glge_variant: of glge.VARIANTS; adds GLGE_MEASURES to each row.
+        bert_scorer: of model_based.load_bert_scorer; adds BERT_MEASURES to each row.
     Raises:
         UserError: unequal numbers of sentences, two systems of one name, an unknown variant or utility.
     """
-    evaluation = Evaluation(references, sources, glge_variant)
+    evaluation = Evaluation(references, sources, glge_variant, bert_scorer)
     evaluation.add(name, model, utilities)
     for other, system in (systems or {}).items():
         evaluation.add(other, system, utilities)

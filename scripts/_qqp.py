@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
@@ -59,11 +58,13 @@ class Questions(Named):
         yield from _split(tuple(folder / name for name in self.names), self.quoted)[split]
 
 
-LAYOUTS = [JsonLines(("train.jsonl", "valid.jsonl", "test.jsonl")),
-           Questions(("quora_duplicate_questions.tsv",), quoted=True), Questions(("train.tsv", "dev.tsv"), quoted=False)]
+LAYOUTS = [
+    JsonLines(("train.jsonl", "valid.jsonl", "test.jsonl")),
+    Questions(("quora_duplicate_questions.tsv",), quoted=True),
+    Questions(("train.tsv", "dev.tsv"), quoted=False),
+]
 
 
-@lru_cache(maxsize=1)
 def _split(paths: Sequence[Path], quoted: bool) -> Dict[str, List[Tuple[str, str]]]:
     """The pairs of each split; those of a test set are the first groups by hash."""
     pairs = [pair for path in paths for pair in _duplicates(path, quoted)]

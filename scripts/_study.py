@@ -1,9 +1,16 @@
-"""What the studies share: rows that survive an interruption, and numbers from the command line."""
+"""What the studies share: trainings and rows that survive an interruption, and numbers from the command line."""
 
 import argparse
 import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence, Tuple
+
+import torch
+from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, fairseq, run
+from tqdm import tqdm
 
 
 def read_rows(file: Path) -> Dict[str, Dict]:
@@ -32,3 +39,88 @@ def numbers(text: str) -> List[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, such as 5,10,20") from None
+
+
+def device_options() -> List[str]:
+    """What fairseq's commands are told where there is no GPU."""
+    return [] if torch.cuda.is_available() else ["--cpu"]
+
+
+def train(data: Path, task: str, folder: Path, seed: int, options: Sequence[str]) -> Path:
+    """The weights that one training ends with, ready to decode: those of --store-ema where the options have it.
+
+    A training that was interrupted goes on; one that is done is not begun. All it says is in folder/train.log.
+    """
+    exported = folder / "model.pt"
+    if not exported.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        run(fairseq("fairseq-train", data, "--user-dir", USER_DIR, "--task", task, "--save-dir", folder, "--seed", seed,
+                    "--no-epoch-checkpoints", "--log-format", "json", *device_options(), *options),
+            folder / "train.log", mode="a")
+        run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"),
+             "--ema" if "--store-ema" in options else "--average", str(folder / "checkpoint_last.pt"), "--output",
+             str(exported)], folder / "export.log")
+    return exported
+
+
+def generate(data: Path, task: str, checkpoint: Path, options: Sequence) -> Path:
+    """What fairseq-generate prints of a checkpoint, in a file beside it that is whole or not there."""
+    output = checkpoint.with_name("generated.txt")
+    if not output.exists():
+        unfinished = output.with_suffix(".partial")
+        run(fairseq("fairseq-generate", data, "--user-dir", USER_DIR, "--task", task, "--path", checkpoint, *options,
+                    *device_options()), unfinished)
+        unfinished.rename(output)
+    return output
+
+
+def measure(trainings: Dict[str, Callable[[], Dict]], file: Path, jobs: int) -> Dict[str, Dict]:
+    """The rows that trainings give, by name, `jobs` at a time; each is in the file as soon as it is known, and those
+    that are there are not made again."""
+    rows = read_rows(file)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(one): name for name, one in trainings.items() if name not in rows}
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), unit=" trainings"):
+                rows[waiting[done]] = done.result()
+                write_rows(file, rows)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return rows
+
+
+def split_command_line() -> Tuple[List[str], List[str]]:
+    """The words before and after the first --: a study's own, and those for every training."""
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def add_study_options(parser: argparse.ArgumentParser, each: str) -> None:
+    """The options of a study that trains, several times for `each` of what it compares."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
+    parser.add_argument("--seeds", type=int, default=3, help=f"trainings {each} (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="trainings at a time, which share the cores: small models train two at a time faster than "
+                             "one after the other (default: 1)")
+
+
+def parse_study(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's options, with those of the trainings as `train`."""
+    own, training = split_command_line()
+    arguments = parser.parse_args(own)
+    arguments.train = training
+    if not training:
+        parser.error("no options of fairseq-train: give them after --")
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error("--seeds and --jobs must be at least 1")
+    return arguments
+
+
+def prepare_output(arguments: argparse.Namespace) -> None:
+    """Make the output's folder, and share the cores among the jobs."""
+    arguments.output = arguments.output.resolve()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.jobs > 1:
+        ENVIRONMENT.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))

@@ -121,6 +121,15 @@ class Ours:
         return denoise.estimate[:, : self.work.target]
 
 
+def clamped_by_distances(estimate: Tensor, embedding: Tensor, forbidden: Tensor) -> Tensor:
+    """The nearest embedding for each latent (..., D), by the matrix of all distances, as the published codes do."""
+    flat = estimate.flatten(0, 1)
+    distances = embedding.square().sum(1)[:, None] + flat.square().sum(1)[None] - 2 * embedding @ flat.t()
+    distances[forbidden.to(estimate.device)] = torch.inf
+    nearest = distances.clamp(min=0).topk(1, dim=0, largest=False).indices[0]
+    return embedding[nearest].view_as(estimate)
+
+
 class Published:
     """The published structure on the same weights and noise: the encoder and all keys and values at every step, padded,
     one candidate at a time, clamping by a matrix of distances to every embedding."""
@@ -150,11 +159,7 @@ class Published:
     def denoise(self, xt: Tensor, t: Tensor, _previous: Optional[Tensor]) -> Tensor:
         memory = self.model.memory(self.model.encode(self.sources))
         self.estimate = self.model.denoise(xt, t.to(xt.device), memory, self.packing, None)
-        embedding, flat = self.model.embedding.weight, self.estimate.flatten(0, 1)
-        distances = embedding.square().sum(1)[:, None] + flat.square().sum(1)[None] - 2 * embedding @ flat.t()
-        distances[self.ours.generator.forbidden.to(xt.device)] = torch.inf
-        nearest = distances.clamp(min=0).topk(1, dim=0, largest=False).indices[0]
-        return embedding[nearest].view_as(self.estimate)
+        return clamped_by_distances(self.estimate, self.model.embedding.weight, self.ours.generator.forbidden)
 
 
 class Autoregressive:

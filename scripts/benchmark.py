@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
+from _diffuseq_systems import measure_diffuseq
 from _systems import (
     Autoregressive,
     Ours,
@@ -44,7 +45,7 @@ SHAPES = {  # source and target tokens, candidates
     "published": (512, 64, 1), "xsum": (400, 27, 10), "cnndm": (512, 100, 10), "gigaword": (37, 9, 10),
 }
 QUICK = ("published", "xsum")
-PARTS = ("shapes", "candidates", "training", "sweeps", "autoregressive")
+PARTS = ("shapes", "candidates", "training", "sweeps", "autoregressive", "diffuseq")
 QUICK_PARTS = PARTS[:3]
 PLAIN = {"length_model": "fixed", "self_conditioning": False}  # what the published structure can do too
 LENGTHS, CANDIDATES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 128)
@@ -54,7 +55,7 @@ LONG_RUN = (5, 40, 12, 54, 26)  # source tokens of the batches of a long run, in
 VOCABULARY = {"genie_base": 30522, "genie_small": 8000, "genie_tiny": 1000}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "encode_ms",
-           "ms_per_candidate_step", "sentences_per_s", "peak_mb", "peak", "faster", "difference")
+           "ms_per_candidate_step", "sentences_per_s", "peak_mb", "peak", "faster", "faster_end_to_end", "difference")
 
 
 TRAINING_COLUMNS = ("arch", "shape", "structure", "dtype", "batch", "sentences_per_s", "target_tokens_per_s", "peak_mb",
@@ -336,6 +337,8 @@ def measure(bench: Bench, part: str) -> None:
             bench.train(arguments.arch, "xsum", 64 if bench.device == "cuda" else 4)
     elif part == "sweeps":
         bench.sweeps()
+    elif part == "diffuseq":
+        measure_diffuseq(bench)
     else:
         bench.against_transformer()
 

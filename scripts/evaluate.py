@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from _evaluation import (
+    BERT_MEASURES,
     DIVERSITY,
     GLGE_MEASURES,
     MEASURES,
@@ -33,7 +34,7 @@ from _evaluation import (
 from _generated import Outputs, aligned_lines, read_generated, read_lines, read_plain, read_system
 
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.metrics import glge, report
+from diffusion_fairseq.metrics import glge, model_based, report
 from diffusion_fairseq.text.reranking import UTILITIES as KNOWN_UTILITIES
 
 TABLES: dict[str, Callable] = {"text": report.text_table, "markdown": report.markdown_table}
@@ -57,6 +58,7 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         train_targets=read_lines(args.train_target) if args.train_target else (),
         utilities=args.mbr,
         glge_variant=args.glge,
+        bert_scorer=model_based.load_bert_scorer(args.bertscore, args.bertscore_layer) if args.bertscore else None,
         seed=args.seed,
     )
 
@@ -83,7 +85,7 @@ def examples(model: Outputs, evaluation: Evaluation, count: int) -> str:
 
 def tables(args: argparse.Namespace, evaluation: Evaluation, intervals: dict | None) -> str:
     """The scores, their intervals where there are some, and the diversity."""
-    columns = {**MEASURES, **(GLGE_MEASURES if args.glge else {})}
+    columns = {**MEASURES, **(GLGE_MEASURES if args.glge else {}), **(BERT_MEASURES if args.bertscore else {})}
     shown = [titled(evaluation.rows, columns, args.format)]
     for kind, title in (("scores", ""), ("differences", f" of the difference from {args.name}")) if intervals else ():
         cells = {name: {key: f"{low:.1f} .. {high:.1f}" for key, (low, high) in row.items()}
@@ -186,6 +188,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--glge", choices=list(glge.VARIANTS),
                         help="also ROUGE by the settings of GLGE and of GENIE's scripts, after what they do to texts "
                              "of this set (plain: nothing, for XSum and others)")
+    parser.add_argument("--bertscore", metavar="MODEL",
+                        help="also BERTScore, F1 x 100 without rescaling, by a model in a folder or on the hub, as "
+                             "microsoft/deberta-xlarge-mnli (DiffuSeq's)")
+    parser.add_argument("--bertscore-layer", type=int, metavar="N",
+                        help="whose hidden states it compares (default: what bert-score knows for the model's name)")
     parser.add_argument("--confidence", type=percentage, metavar="PERCENT",
                         help="bootstrap intervals that hold so many %% of the resamples (default: none)")
     parser.add_argument("--format", choices=[*TABLES, "json"], default="text", help="of what is printed")

@@ -10,6 +10,7 @@ optimizer's state. An input that holds more than weights and settings, such as c
 
 import argparse
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
 def decoding_checkpoint(state: dict, weights: dict[str, Tensor]) -> dict:
     """`state` with these weights, without what only continued training needs, in plain containers."""
     exported = {key: value for key, value in state.items() if key != "last_optimizer_state"}
-    exported["model"] = weights
+    exported["model"] = OrderedDict(weights)
+    # Fingerprints of dictionaries and names of labels.
+    exported["model"]._metadata = getattr(state["model"], "_metadata", {})
     exported["extra_state"] = {k: v for k, v in state["extra_state"].items() if k not in TRAINING_ONLY}
     if OmegaConf.is_config(state.get("cfg")):
         exported["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)

@@ -18,7 +18,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 from _generated import numbered_lines
 
@@ -91,13 +91,13 @@ def check(blocks: Dict[int, Block], sentences: int) -> None:
                 raise UserError(f"{block.where}: sentence {number} has {kinds[kind]} {kind}- lines")
 
 
-def main() -> None:
+def main(given: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="+", metavar="FILE", help="what the shards' fairseq-generate printed")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the whole; not one of the shards")
     parser.add_argument("--sentences", type=int, default=0, metavar="N",
                         help="how many there must be (default: up to the highest id: the last ones' loss goes unseen)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if any(arguments.output.exists() and os.path.samefile(path, arguments.output) for path in arguments.shards
            if os.path.exists(path)):
         parser.error(f"--output {arguments.output} is one of the shards")

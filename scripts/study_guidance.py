@@ -174,7 +174,8 @@ def main() -> None:
     accuracy = 100 * judge.classifier.score(*held_out)
     said = (f"{text_table(rows, COLUMNS, digits=2)}\n\nlabel: % of the texts that a bag-of-words classifier, which led "
             f"none of them, takes for {arguments.label} (right on {accuracy:.1f} % of valid); perplexity of a 3-gram "
-            f"model of the training text; {arguments.samples} texts a row, {arguments.steps} steps{', clamped' if arguments.clamping else ''}\n")
+            f"model of the training text; {arguments.samples} texts a row, "
+            f"{arguments.steps} steps{', clamped' if arguments.clamping else ''}\n")
     arguments.output.with_suffix(".txt").write_text(said, encoding="utf-8")
     print(said)
     plot(rows, arguments.output.with_suffix(".png"))

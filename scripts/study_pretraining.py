@@ -11,24 +11,21 @@ study.json, study.txt and study.png into --output. Interrupted, it goes on where
 
 import argparse
 import json
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-import torch
-from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, CommandFailed, fairseq, run
+from _commands import CommandFailed
 from _evaluation import evaluate
 from _generated import read_generated, read_lines
-from _study import read_rows, write_rows
+from _study import add_study_options, generate, measure, parse_study, prepare_output, report, train
 from plot_losses import read_series
-from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.report import text_table
 
-MODEL = "model"
+TASK, MODEL = "seq2seq_diffusion", "model"
 MEASURES = ("rouge1", "rouge2", "rougeL", "bleu")
 CURVES = {"rouge_l": "ROUGE-L of the validation set's first sentences", "mse": "validation mse"}
 
@@ -49,64 +46,30 @@ def start(text: str) -> Start:
 
 def fine_tune(work: Path, origin: Start, seed: int, folder: Path, options: List[str]) -> Path:
     """The averaged weights of one training; validation writes and scores some sentences."""
-    averaged = folder / "averaged.pt"
-    if averaged.exists():
-        return averaged
-    folder.mkdir(parents=True, exist_ok=True)
-    words = fairseq("fairseq-train", work / "data-bin", "--user-dir", USER_DIR, "--task", "seq2seq_diffusion",
-                    "--save-dir", folder, "--seed", seed, "--store-ema", "--ema-fp32", "--eval-rouge",
-                    "--no-epoch-checkpoints", "--log-format", "json", *common(), *options)
-    words += [] if origin.file is None else ["--finetune-from-model", str(origin.file)]
-    run(words, folder / "train.log", mode="a")
-    run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"), "--ema",
-         str(folder / "checkpoint_last.pt"), "--output", str(averaged)], folder / "export.log")
-    return averaged
-
-
-def common() -> List[str]:
-    return [] if torch.cuda.is_available() else ["--cpu"]
+    start = [] if origin.file is None else ["--finetune-from-model", str(origin.file)]
+    return train(work / "data-bin", TASK, folder, seed, ["--store-ema", "--ema-fp32", "--eval-rouge", *options, *start])
 
 
 def score(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> Dict[str, Dict[str, float]]:
     """The rows of evaluate.py for one model: by model score, mean, MBR, oracle, and the copied source."""
-    folder = checkpoint.parent
-    output = folder / "generated.txt"
-    words = fairseq("fairseq-generate", work / "data-bin", "--user-dir", USER_DIR, "--task", "seq2seq_diffusion",
-                    "--path", checkpoint, "--gen-subset", arguments.subset, "--bpe", "sentencepiece",
-                    "--sentencepiece-model", arguments.bpe_model or work / "sentencepiece.model", "--diffusion-steps",
-                    arguments.steps, "--clamping", "--candidates", arguments.candidates, "--nbest",
-                    arguments.candidates, "--batch-size", arguments.batch_size, *common())
-    if not output.exists():
-        unfinished = output.with_suffix(".partial")
-        run(words, unfinished)
-        unfinished.rename(output)
+    output = generate(work / "data-bin", TASK, checkpoint, [
+        "--gen-subset", arguments.subset, "--bpe", "sentencepiece", "--sentencepiece-model",
+        arguments.bpe_model or work / "sentencepiece.model", "--diffusion-steps", arguments.steps, "--clamping",
+        "--candidates", arguments.candidates, "--nbest", arguments.candidates, "--batch-size", arguments.batch_size])
     text = work / "text" / arguments.subset
     return evaluate(read_generated([str(output)]), read_lines(f"{text}.tgt"), read_lines(f"{text}.src"), name=MODEL,
                     utilities=("rougeL",) if arguments.candidates > 1 else ()).rows
 
 
-def measure(arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
-    """A row for each start and seed, {"updates", "seed", "scores"}; kept in the file as soon as it is known."""
-    rows = read_rows(file)
-    starts = [Start(0, None), *sorted(arguments.checkpoint)]
-    runs = [(origin, seed) for seed in range(1, arguments.seeds + 1) for origin in starts]
-
+def trainings(arguments: argparse.Namespace) -> Dict[str, Callable[[], Dict]]:
+    """What makes a row for each start and seed, {"updates", "seed", "scores"}."""
     def one(origin: Start, seed: int) -> Dict:
         folder = arguments.output / f"{origin.updates}-seed{seed}"
         averaged = fine_tune(arguments.work, origin, seed, folder, arguments.train)
         return {"updates": origin.updates, "seed": seed, "scores": score(arguments.work, averaged, arguments)}
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        waiting = {pool.submit(one, *run): f"{run[0].updates}-seed{run[1]}" for run in runs
-                   if f"{run[0].updates}-seed{run[1]}" not in rows}
-        try:
-            for done in tqdm(as_completed(waiting), total=len(waiting), unit=" trainings"):
-                rows[waiting[done]] = done.result()
-                write_rows(file, rows)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return rows
+    return {f"{origin.updates}-seed{seed}": partial(one, origin, seed) for seed in range(1, arguments.seeds + 1)
+            for origin in [Start(0, None), *sorted(arguments.checkpoint)]}
 
 
 def table(rows: Dict[str, Dict]) -> str:
@@ -129,7 +92,7 @@ def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
     return {name: series.get(name, {}).get("valid", []) for name in CURVES}
 
 
-def plot(rows: Dict[str, Dict], output: Path, file: Path) -> None:
+def plot(output: Path, rows: Dict[str, Dict], file: Path) -> None:
     """Validation over fine-tuning, a line a training; and the test set's score over updates of pre-training."""
     from matplotlib import colormaps, pyplot
 
@@ -159,32 +122,19 @@ def plot(rows: Dict[str, Dict], output: Path, file: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    own, train = sys.argv[1:], []
-    if "--" in own:
-        place = own.index("--")
-        own, train = own[:place], own[place + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="DIR", help="folder with text/ and data-bin/, by binarise.py")
     parser.add_argument("--checkpoint", type=start, action="append", default=[], metavar="UPDATES=FILE",
                         help="a start: a checkpoint after so many updates of pre-training; repeatable")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings from each start (default: 3)")
-    parser.add_argument("--jobs", type=int, default=1,
-                        help="trainings at a time, which share the cores: small models train two at a time faster than "
-                             "one after the other (default: 1)")
+    add_study_options(parser, "from each start")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
     parser.add_argument("--steps", type=int, default=20, help="reverse steps, clamped (default: 20)")
     parser.add_argument("--candidates", type=int, default=10, help="of each sentence (default: 10)")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences generated at a time (default: 64)")
-    arguments = parser.parse_args(own)
-    arguments.train = train
-    if not train:
-        parser.error("no options of fairseq-train: give them after --")
+    arguments = parse_study(parser)
     if len({origin.updates for origin in arguments.checkpoint}) < len(arguments.checkpoint):
         parser.error("two --checkpoint options have the same number of updates")
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        parser.error("--seeds and --jobs must be at least 1")
     return arguments
 
 
@@ -196,19 +146,15 @@ def main() -> None:
     for origin in arguments.checkpoint:
         if not origin.file.is_file():
             raise UserError(f"no checkpoint {origin.file}")
-    arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
+    arguments.work = arguments.work.resolve()
     arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.jobs > 1:
-        ENVIRONMENT.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
-    rows = measure(arguments, arguments.output / "study.json")
+    prepare_output(arguments)
+    rows = measure(trainings(arguments), arguments.output / "study.json", arguments.jobs)
     copied = next(iter(rows.values()))["scores"]["copy of the source"]
     said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.seeds} seed(s); ROUGE "
             f"F1 x 100; MBR by ROUGE-L, the oracle reads the reference\ncopy of the source: "
             f"{json.dumps({key: round(copied[key], 2) for key in MEASURES})}\n")
-    (arguments.output / "study.txt").write_text(said, encoding="utf-8")
-    print(said)
-    plot(rows, arguments.output, arguments.output / "study.png")
+    report(arguments.output / "study", rows, said, partial(plot, arguments.output))
 
 
 if __name__ == "__main__":

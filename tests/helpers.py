@@ -29,6 +29,7 @@ from diffusion_fairseq.models.genie import GenieModel
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
 from diffusion_fairseq.models.latent_space import LatentSpace
 from diffusion_fairseq.models.presets import DDLM, DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
+from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.text.embedding import clamp_to_tokens
 
@@ -74,6 +75,14 @@ def make_ddlm(dictionary: Dictionary, seed: int = 0, **options) -> DDLMModel:
     sizes = dict(DDLM["ddlm_tiny"], dropout=0.0, max_source_positions=24, max_target_positions=24)
     cfg = OmegaConf.structured(DDLMConfig(**{**sizes, **options}))
     return DDLMModel(cfg, len(dictionary), dictionary.pad(), mask).eval()
+
+
+def see_time(model: DDLMModel) -> DDLMModel:
+    """Let the conditional layer norms, which start as ordinary ones, depend on t."""
+    for module in model.modules():
+        if isinstance(module, ConditionalLayerNorm):
+            torch.nn.init.normal_(module.modulation.weight, std=0.1)
+    return model
 
 
 def make_diffuseq(dictionary: Dictionary, seed: int = 0, **options) -> DiffuSeqModel:

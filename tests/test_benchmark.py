@@ -9,6 +9,7 @@ import torch
 from helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
+from _diffuseq_systems import PublishedDiffuSeq, make_diffuseq, our_x0  # noqa: E402, I001
 from _systems import Autoregressive, Ours, Published, Work, dictionary_of, make_genie, make_transformer, trainings  # noqa: E402, I001
 
 DICTIONARY = dictionary_of(300)
@@ -70,3 +71,12 @@ def test_the_command_writes_table_and_json(tmp_path):
         assert row["ms_per_candidate_step"] > 0 and row.get("difference", 0.0) < 1e-4
     assert {row["structure"] for row in found["training"]} == {"ours", "published", "transformer"}
     assert "candidates cost" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_diffuseqs_structure_computes_the_same_as_ours():
+    dictionary = dictionary_of(1000)
+    model = make_diffuseq("diffuseq_tiny", dictionary, "cpu")
+    system = PublishedDiffuSeq(model, Work(dictionary, "cpu", 2, 15, 14, 3, 4))
+    theirs = system.x0()
+    assert theirs.shape == (2, 14, 32) and system.estimate.shape[1] == 128
+    torch.testing.assert_close(our_x0(system.ours), theirs, rtol=1e-4, atol=1e-4)

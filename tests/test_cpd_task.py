@@ -45,7 +45,7 @@ def make_data(folder, lengths=range(20, 60), mask="<mask>"):
 
 def make_task(*folders, **options):
     given = {"data": ":".join(map(str, folders)), "seed": 1, "train_subset": "train", "dataset_impl": None,
-             "required_seq_len_multiple": 1, "min_document_tokens": 10, **options}
+             "required_seq_len_multiple": 1, "num_shards": 1, "shard_id": 0, "min_document_tokens": 10, **options}
     return CPDPretrainTask.setup_task(OmegaConf.merge(OmegaConf.structured(CPDPretrainConfig), given))
 
 

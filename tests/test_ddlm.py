@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens
+from helpers import make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens, see_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,13 +124,9 @@ def test_given_tokens_enter_clean_and_noised_ones_scaled():
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_gradients_reach_every_parameter(rotary):
-    model = make_ddlm(DICTIONARY, rotary=rotary).train()
+    model = see_time(make_ddlm(DICTIONARY, rotary=rotary)).train()
     text = torch.tensor([prompt("abcdef."), prompt("fedcba.")])
     source = torch.tensor([prompt("ab_____"), prompt("_edc_a_")])
-    # Conditional layer norms start as ordinary ones, which see no time.
-    for layer in (*model.layers, model):
-        for norm in (layer.final_norm,) if layer is model else (layer.attention_norm, layer.ffn_norm):
-            torch.nn.init.normal_(norm.modulation.weight, std=0.1)
     loss, _, _ = make_criterion()(model, {"net_input": {"src_tokens": source}, "target": text})
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -15,6 +15,7 @@ from helpers import (
     make_sample,
     make_sampling,
     save_model,
+    see_time,
 )
 
 from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig, ScoreInterpolationCriterion
@@ -185,6 +186,8 @@ def test_with_dropped_sources_gradients_reach_every_parameter(kind):
     model, sample = make(kind, condition_dropout=0.5).train(), sources(kind)
     if kind in PROMPTED:
         sample["target"] = make_sample(DICTIONARY, LENGTHS)["target"]
+    if kind == "ddlm":
+        see_time(model)
     torch.manual_seed(1)
     criterion = (ScoreInterpolationCriterion(ScoreInterpolationConfig(), task=None) if kind == "ddlm" else
                  DiffusionVLBCriterion(DiffusionVLBConfig(), task=None))

@@ -54,9 +54,9 @@ def classifier(work):
 
 
 def generate(work, *options, check=True, given="none"):
-    return run_module("generate", work / "data" / "input0", *TASK, "--path", work / "lm" / "checkpoint_last.pt", "--cpu",
-                      "--gen-subset", "valid", "--diffusion-steps", "20", "--given-positions", given, *options,
-                      check=check)
+    return run_module("generate", work / "data" / "input0", *TASK, "--path", work / "lm" / "checkpoint_last.pt",
+                      "--cpu", "--gen-subset", "valid", "--diffusion-steps", "20", "--given-positions", given,
+                      *options, check=check)
 
 
 def share(done, kind):
@@ -110,7 +110,7 @@ def test_classifier_free_guidance_follows_the_prompt(work):
     (["--classifier", "{work}/classifier/checkpoint_best.pt"], "--classifier-label belong together"),
     (["--classifier", "{work}/classifier/checkpoint_best.pt", "--classifier-label", "plant"], "choose one of .*fruit"),
     (["--classifier", "{work}/nowhere.pt", "--classifier-label", "tool"], "nowhere.pt cannot be read"),
-    (["--classifier", "{work}/lm/checkpoint_last.pt", "--classifier-label", "tool"], "'diffusion_lm_tiny', which is no"),
+    (["--classifier", "{work}/lm/checkpoint_last.pt", "--classifier-label", "tool"], "'diffusion_lm_tiny', which is"),
     (["--path", "{work}/classifier/checkpoint_best.pt"], "'latent_classifier_tiny', which this task does not serve"),
 ])
 def test_what_cannot_lead_ends_in_one_line(work, options, message):

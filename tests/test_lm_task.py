@@ -16,7 +16,8 @@ from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTas
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
 
 EOS, PAD, MASK = 2, 1, 34
-COMMON = {"seed": 1, "train_subset": "train", "dataset_impl": None, "required_seq_len_multiple": 1}
+COMMON = {"seed": 1, "train_subset": "train", "dataset_impl": None, "required_seq_len_multiple": 1, "num_shards": 1,
+          "shard_id": 0}
 
 
 def make_task(folder, **options):
@@ -183,5 +184,5 @@ def test_other_tasks_refuse_a_model_that_fills_prompts(data, task, config):
 
 def test_models_of_the_host_are_refused(data):
     cfg = OmegaConf.create({"_name": "transformer"})
-    with pytest.raises(UserError, match="architecture 'transformer'.*it takes diffusion_lm, .*diffusion_lm_tiny$"):
+    with pytest.raises(UserError, match="architecture 'transformer'.*it takes ddlm, .*diffusion_lm_tiny$"):
         make_task(data).build_model(cfg)

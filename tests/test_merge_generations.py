@@ -1,11 +1,15 @@
 """Sharded generation and scripts/merge_generations.py."""
 
-import subprocess
 import sys
 
 import pytest
 from helpers import REPOSITORY, run_module
 from test_cli import checkpoint, generate, work  # noqa: F401  a fixture
+
+from diffusion_fairseq.errors import UserError
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import merge_generations  # noqa: E402, I001
 
 SHARDS = 3
 
@@ -25,16 +29,14 @@ def write(path, sentences, tail=True, **options):
 
 
 def merge(*arguments):
-    words = [sys.executable, REPOSITORY / "scripts/merge_generations.py", *arguments]
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    merge_generations.main(list(map(str, arguments)))
 
 
 def test_shards_give_the_bytes_of_a_single_output(tmp_path):
     whole = write(tmp_path / "whole.txt", [4, 1, 0, 3, 2, 5])
     parts = [write(tmp_path / f"{i}.txt", part) for i, part in enumerate(([4, 3], [1, 2], [0, 5]))]
     for name, files in (("one", [whole]), ("many", parts), ("other", parts[::-1])):
-        done = merge(*files, "--output", tmp_path / f"{name}.merged", "--sentences", 6)
-        assert done.returncode == 0, done.stderr
+        merge(*files, "--output", tmp_path / f"{name}.merged", "--sentences", 6)
     merged = [(tmp_path / f"{name}.merged").read_bytes() for name in ("one", "many", "other")]
     assert merged[0] == merged[1] == merged[2]
     assert merged[0].decode().split("\n")[:-1] == [line for number in range(6) for line in lines(number)]
@@ -49,23 +51,26 @@ def test_shards_give_the_bytes_of_a_single_output(tmp_path):
 ])
 def test_what_is_missing_or_twice_is_named(tmp_path, parts, options, said):
     files = [write(tmp_path / f"{i}.txt", part) for i, part in enumerate(parts)]
-    done = merge(*files, "--output", tmp_path / "merged", *options)
-    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(UserError) as raised:
+        merge(*files, "--output", tmp_path / "merged", *options)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "merged").exists()
 
 
 def test_a_shard_that_was_cut_short_is_named_with_its_line(tmp_path):
     first, second = write(tmp_path / "0.txt", [0, 1, 2]), write(tmp_path / "1.txt", [3, 4], tail=False)
     second.write_text("\n".join(second.read_text().split("\n")[:11]) + "\n")
-    done = merge(first, second, "--output", tmp_path / "merged")
-    assert done.returncode == 1 and f"{second}:9: sentence 4 has 0 D- lines, most have 2" in done.stderr
+    with pytest.raises(UserError) as raised:
+        merge(first, second, "--output", tmp_path / "merged")
+    assert f"{second}:9: sentence 4 has 0 D- lines, most have 2" in str(raised.value)
 
 
-def test_the_output_may_not_be_a_shard(tmp_path):
+def test_the_output_may_not_be_a_shard(tmp_path, capsys):
     first = write(tmp_path / "0.txt", [0])
     before = first.read_bytes()
-    done = merge(first, "--output", first)
-    assert done.returncode == 2 and "is one of the shards" in done.stderr and first.read_bytes() == before
+    with pytest.raises(SystemExit):
+        merge(first, "--output", first)
+    assert "is one of the shards" in capsys.readouterr().err and first.read_bytes() == before
 
 
 @pytest.mark.slow
@@ -76,8 +81,8 @@ def test_sharded_generation_is_merged_to_what_one_process_writes(work, tmp_path)
         (tmp_path / f"{shard}.txt").write_text(done.stdout)
         assert 0 < done.stdout.count("\nH-") < 101
     files = [tmp_path / f"{shard}.txt" for shard in range(SHARDS)]
-    assert merge(tmp_path / "whole.txt", "--output", tmp_path / "one", "--sentences", 101).returncode == 0
-    assert merge(*files, "--output", tmp_path / "many", "--sentences", 101).returncode == 0
+    merge(tmp_path / "whole.txt", "--output", tmp_path / "one", "--sentences", 101)
+    merge(*files, "--output", tmp_path / "many", "--sentences", 101)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "many").read_bytes()
     wrong = run_module("generate", work / "bin", "--task", "seq2seq_diffusion", "--path", checkpoint(work), "--cpu",
                        "--num-shards", "2", "--shard-id", "2", check=False)

@@ -9,7 +9,15 @@ from tiny_scorer import make_scorer, save_scorer
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import model_based
-from diffusion_fairseq.metrics.model_based import TokenNLL, ar_nll, features, length_batches
+from diffusion_fairseq.metrics.model_based import (
+    TokenNLL,
+    ar_nll,
+    bert_score,
+    bert_score_signature,
+    features,
+    length_batches,
+    load_bert_scorer,
+)
 
 TEXTS = ["the cat sat on the mat", "a dog", "", "the cat", "dog", "on the mat a dog sat on a cat"]
 
@@ -125,3 +133,52 @@ def test_batches_hold_rows_of_like_length():
     lengths = [3, 9, 1, 3, 2, 20]
     assert length_batches(lengths, 10) == [[5], [1], [0, 3, 4], [2]]
     assert length_batches([], 10) == []
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A folder with a BERT of random weights that knows a few words."""
+    pytest.importorskip("bert_score", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("bert") / "bert-tiny"
+    folder.mkdir()
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog sat ran on mat".split()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=12, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_bert_score_by_hand(bert):
+    transformers = pytest.importorskip("transformers")
+    scorer = load_bert_scorer(str(bert), layer=2)
+    texts = ["the cat sat on the mat", "a dog", "", "dog " * 40]
+    others = ["a dog ran", "a dog", "the cat", "cat " * 40]
+    found = bert_score(texts, others, scorer)
+    assert found[1] == pytest.approx(1, abs=1e-5) and found[2] == 0 and 0 < found[3] <= 1
+    model, tokenizer = (kind.from_pretrained(bert) for kind in (transformers.BertModel, transformers.BertTokenizerFast))
+
+    def states(text):
+        with torch.no_grad():
+            hidden = model.eval()(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0]
+        return torch.nn.functional.normalize(hidden, dim=-1)
+
+    likeness = (states(texts[0]) @ states(others[0]).T)[1:-1, 1:-1]  # neither [CLS] nor [SEP] counts
+    precision, recall = likeness.amax(dim=1).mean(), likeness.amax(dim=0).mean()
+    assert found[0] == pytest.approx(float(2 * precision * recall / (precision + recall)), rel=1e-4)
+    assert bert_score_signature(scorer).startswith("model:bert-tiny|layer:2|idf:no|rescaled:no|bert-score:")
+
+
+def test_bert_score_says_what_is_missing(bert, monkeypatch):
+    with pytest.raises(UserError, match="knows no layer for .*bert-tiny: give one"):
+        load_bert_scorer(str(bert))
+    with pytest.raises(UserError, match="BERTScore ./nowhere: .*copy config.json"):
+        load_bert_scorer("./nowhere", layer=2)
+    with pytest.raises(UserError, match="1 hypotheses, but 2 references"):
+        bert_score(["a"], ["a", "b"], None)
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    with pytest.raises(UserError, match="BERTScore needs bert-score"):
+        load_bert_scorer(str(bert), layer=2)

@@ -77,3 +77,26 @@ def test_pretraining_study_continues_and_scores_every_start(tmp_path):
     assert "3 updates: MBR by ROUGE-L" in again.stdout and (tmp_path / "first" / "study.png").stat().st_size > 10000
     bad = run_script(*command, "--output", tmp_path, "--checkpoint", "3=nowhere.pt", "--", *train, check=False)
     assert bad.returncode == 1 and bad.stderr.strip().endswith("error: no checkpoint nowhere.pt")
+
+
+@pytest.mark.slow
+def test_checkpoint_study_scores_every_checkpoint_once(tmp_path):
+    (tmp_path / "text").mkdir()
+    for split, count, seed in (("train", 60, 1), ("valid", 10, 2), ("test", 8, 3)):
+        write_pairs(tmp_path / "text", split, count, seed)
+    run_script("binarise.py", tmp_path, "--vocabulary", "40", "--workers", "1")
+    train = [*TRAIN[TRAIN.index("--arch"):], "--task", "seq2seq_diffusion", "--save-interval-updates", "2",
+             "--keep-interval-updates", "-1", "--no-epoch-checkpoints", "--disable-validation", "--cpu"]
+    run_module("train", tmp_path / "data-bin", *train, "--save-dir", tmp_path / "ck", "--max-update", "4")
+    command = ["study_checkpoints.py", tmp_path, "--output", tmp_path / "study", "--steps", "2", "--candidates", "2"]
+    first = next((tmp_path / "ck").glob("checkpoint_*_2.pt"))
+    run_script(*command, "--system", f"one={first}")
+    kept = json.loads((tmp_path / "study" / "study.json").read_text())
+    done = run_script(*command, "--system", f"one={tmp_path / 'ck'}")
+    rows = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert [row["updates"] for row in rows.values()] == [2, 4] and all(rows[name] == kept[name] for name in kept)
+    for line in ("one, 2 updates ", "one, 4 updates: MBR by BLEU", "copy of the source", "self-BLEU"):
+        assert line in done.stdout
+    assert (tmp_path / "study" / "study.png").stat().st_size > 10000
+    bad = run_script(*command, "--checkpoints", tmp_path / "text", check=False)
+    assert bad.returncode == 1 and "has no checkpoint_EPOCH_UPDATES.pt" in bad.stderr

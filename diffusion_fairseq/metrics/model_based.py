@@ -1,10 +1,11 @@
 """What a causal language model says of texts: their likelihood, and MAUVE from its hidden states.
 
 Models and tokenizers are those of transformers, loaded by the caller and in evaluation mode; this file calls them and
-imports none. MAUVE itself is computed by the mauve-text package.
+imports none. MAUVE itself is computed by the mauve-text package, BERTScore by bert-score, which loads its model.
 """
 
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -143,6 +144,59 @@ def check_mauve() -> None:
 
 def mauve_signature(seed: int = MAUVE_SEED) -> str:
     return f"buckets:texts/10|scale:5|seed:{seed}|mauve-text:{version('mauve-text')}"
+
+
+def load_bert_scorer(name: str, layer: Optional[int] = None, device: str = "cpu"):
+    """bert-score's scorer: no weights by frequency, no rescaling with a baseline.
+
+    Args:
+        name: a folder, or a name on the hub; what is cached needs no network.
+        layer: whose hidden states are compared; None: the one that bert-score knows for a model of this name.
+    Raises:
+        UserError: a package or the model is missing, or no layer is known.
+    """
+    try:
+        from bert_score import BERTScorer
+        from bert_score.utils import model2layers
+    except ImportError as error:
+        raise UserError(f"BERTScore needs bert-score ({error}): {INSTALL}") from None
+    known = {key.rpartition("/")[2]: number for key, number in model2layers.items()}
+    layer = known.get(PurePath(name).name) if layer is None else layer
+    if layer is None:
+        raise UserError(f"bert-score knows no layer for {name}: give one, such as 9 of a model of 12")
+    try:
+        scorer = BERTScorer(model_type=name, num_layers=layer, idf=False, rescale_with_baseline=False, device=device)
+    except (OSError, ValueError, AssertionError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"BERTScore {name}: {said}; without network, copy config.json, the tokenizer's files and the "
+                        "weights into a folder and name that") from None
+    # A tokenizer that knows no limit has one that does not fit its own arithmetic.
+    limit = getattr(scorer._model.config, "max_position_embeddings", MAX_TOKENS)
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
+    return scorer
+
+
+def bert_score(hypotheses: Sequence[str], references: Sequence[str], scorer, batch_size: int = 64) -> np.ndarray:
+    """F1 of BERTScore (Zhang et al., 2020), (S,) float64, as the bert-score package defines it; 0 for an empty text.
+
+    Args:
+        scorer: of `load_bert_scorer`.
+    Raises:
+        UserError: unequal numbers of texts.
+    """
+    if len(hypotheses) != len(references):
+        raise UserError(f"BERTScore: {len(hypotheses)} hypotheses, but {len(references)} references")
+    scores = np.zeros(len(hypotheses))
+    some = [i for i, texts in enumerate(zip(hypotheses, references)) if all(text.strip() for text in texts)]
+    if some:
+        found = scorer.score([hypotheses[i] for i in some], [references[i] for i in some], batch_size=batch_size)
+        scores[some] = found[2].double().cpu().numpy()
+    return scores
+
+
+def bert_score_signature(scorer) -> str:
+    model = PurePath(scorer.model_type).name
+    return f"model:{model}|layer:{scorer.num_layers}|idf:no|rescaled:no|bert-score:{version('bert-score')}"
 
 
 def tokenize(texts: Sequence[str], tokenizer, max_tokens: int) -> List[List[int]]:

@@ -1,0 +1,333 @@
+"""Trainings that differ in named options alone, compared: how fast they learn, at equal noise, and by what they write.
+
+    python scripts/study_objectives.py runs/reuters --variants schedules --output runs/schedules -- \\
+        --arch diffusion_lm_small --criterion diffusion_anchor --optimizer adam --lr 5e-4 --batch-size 64 \\
+        --max-update 10000 --validate-interval-updates 500
+    python scripts/study_objectives.py runs/reuters --variant "cold=--lr 1e-4" --variant "hot=--lr 1e-3" ...
+
+DIR holds data-bin/, and text/ with train.txt and test.txt: scripts/prepare_lines.py makes both. What stands after --
+goes to every fairseq-train, a variant's options behind it. Sets of variants: schedules, the noise schedules of
+"Stabilizing Diffusion LMs" (figure 3), and losses, rounding against anchor (table 1) and what stands between them.
+
+valid         the last validation of the training, as in its log. Its mse and accuracy are means over the variant's own
+              noise levels, and the mse is in units of its own embeddings: comparable over one variant's updates only
+log-SNR       mse and accuracy with all positions at one noise level, the trained one next to it, from clean embeddings
+              on; "mse" here is a share of the embeddings' variance. Comparable where the embeddings are alike in scale
+texts         one from nothing for each of text/test.txt, as long as it: perplexity and unknown words of a 3-gram model
+              of text/train.txt, and dist-n; --steps 0 leaves them out
+
+Numbers are means over --seeds, with their standard deviation. Writes study.json, study.txt and study.png into --output.
+Interrupted, the same command goes on where it was; variants and seeds may be added.
+"""
+
+import argparse
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from _checkpoint import batches, load
+from _commands import CommandFailed
+from _generated import numbered_lines, read_generated, read_lines
+from _study import add_study_options, generate, measure, numbers, parse_study, prepare_output, report, train
+from plot_losses import read_series
+
+from diffusion_fairseq.diffusion.process import q_sample
+from diffusion_fairseq.diffusion.schedules import BETAS, SigmaEqualsT
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.metrics import ngram
+from diffusion_fairseq.metrics.diversity import distinct, mean_words
+from diffusion_fairseq.metrics.report import text_table
+from diffusion_fairseq.models.base import VLB
+
+TASK, DATA = "diffusion_lm", "data"
+VARIANTS = {
+    "schedules": {name: f"--noise-schedule {name}" for name in BETAS},
+    "losses": {
+        "rounding": "--criterion diffusion_vlb",
+        "anchor": "--criterion diffusion_anchor",
+        "anchor and rounding": "--criterion diffusion_anchor --rounding-weight 1",
+        "anchor, aim detached": "--criterion diffusion_anchor --detach aim",
+    },
+}
+VALID = ("mse", "accuracy", "accuracy_x0", "embedding_norm", "embedding_nearest", "embedding_rank")
+TEXTS = ("perplexity", "unknown %", "dist-1 %", "dist-2 %", "dist-3 %", "words")
+LEVELS = [-8, -6, -4, -2, 0, 2, 4]
+NEAR = 0.5  # of a wanted log-SNR the nearest trained one may be so far
+NOISE_SEED = 1
+ONE_AT_A_TIME = Lock()  # loading a model seeds torch's own generator
+
+
+class Judge(NamedTuple):
+    """What texts are measured with."""
+
+    model: ngram.KneserNey
+    longest: int
+
+    def scores(self, texts: list[str]) -> dict[str, float]:
+        texts = [" ".join(text.split()[: self.longest]) for text in texts]
+        unknown = ngram.unknown_share(self.model, texts)
+        return {
+            "perplexity": ngram.perplexity(ngram.log_probabilities(self.model, texts)),
+            "unknown %": math.nan if unknown is None else 100 * unknown,
+            **{f"dist-{n} %": 100 * distinct(texts, n) for n in (1, 2, 3)}, "words": mean_words(texts),
+        }
+
+
+# ---- one training
+
+def nearest_time(schedule, wanted: float) -> torch.Tensor | None:
+    """The trained time whose log(alpha^2 / sigma^2), a mean where positions have their own, is next to the wanted one;
+    None where that is none."""
+    if isinstance(schedule, SigmaEqualsT):
+        sigma = math.exp(-wanted / 2)
+        return torch.tensor(sigma) if schedule.t_min <= sigma <= schedule.t_max else None
+    level = schedule.at(torch.arange(schedule.num_timesteps))
+    log_snr = 2 * (level.alpha / level.sigma).log()
+    apart = (log_snr if log_snr.dim() == 1 else log_snr.mean(dim=1)).sub(wanted).abs()
+    return apart.argmin() if apart.min() <= NEAR else None
+
+
+@torch.inference_mode()
+def at_level(model, examples: Iterable[dict], time: torch.Tensor) -> dict[str, float]:
+    """The squared error as a share of the embeddings' variance, and the accuracy, of all positions noised to a time."""
+    device = next(model.parameters()).device
+    search = model.token_search(torch.zeros(model.embedding.num_embeddings, dtype=torch.bool, device=device))
+    generator = torch.Generator(device).manual_seed(NOISE_SEED)
+    error = right = count = square = total = 0.0
+    for batch in examples:
+        source, target = (tensor.to(device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
+        example = model.example(source, target, len(source), VLB, generator)
+        x0, t = model.embed(example.target), time.to(device).expand(len(source))
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        xt = q_sample(x0, model.schedule.at(t).cut(x0.size(1)), noise)
+        estimate = model.denoise(xt, t, example.memory, example.packing)
+        if model.self_conditioning:
+            estimate = model.denoise(xt, t, example.memory, example.packing, estimate)
+        counted = example.counts
+        error += float((estimate - x0).square().mean(dim=-1)[counted].sum())
+        right += float((search(estimate) == example.target)[counted].sum())
+        square += float(x0.square().mean(dim=-1)[counted].sum())
+        total = total + x0[counted].double().sum(dim=0)
+        count += int(counted.sum())
+    variance = square / count - float((total / count).square().mean())
+    return {"mse": error / count / variance, "accuracy": right / count}
+
+
+def levels_of(data: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """`at_level` of a checkpoint at every wanted log-SNR that it was trained at."""
+    options = trained_options(checkpoint)
+    with ONE_AT_A_TIME:
+        task, model = load(SimpleNamespace(
+            task=TASK, data=str(data), path=str(checkpoint), subset=arguments.subset, seed=1, given_positions="none",
+            sample_break_mode=options["sample_break_mode"], max_target_positions=options["tokens_per_sample"]))
+    texts = task.dataset(arguments.subset)
+    times = {str(wanted): nearest_time(model.schedule, wanted) for wanted in arguments.levels}
+    return {wanted: at_level(model, batches(texts, arguments.batch_size, len(texts)), time)
+            for wanted, time in times.items() if time is not None}
+
+
+def trained_options(checkpoint: Path) -> dict:
+    """The options of the task that a checkpoint was trained with."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["cfg"]["task"]
+
+
+def written(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> list[str]:
+    """A text from nothing for every one of the subset."""
+    model, options = work / "sentencepiece.model", trained_options(checkpoint)
+    bpe = ["--bpe", "sentencepiece", "--sentencepiece-model", model] if model.exists() else []
+    clamping = [] if arguments.no_clamping else ["--clamping"]
+    output = generate(work / "data-bin", TASK, checkpoint, [
+        "--gen-subset", arguments.subset, "--diffusion-steps", arguments.steps, "--batch-size", arguments.batch_size,
+        "--tokens-per-sample", options["tokens_per_sample"], "--sample-break-mode", options["sample_break_mode"],
+        "--given-positions", "none", *bpe, *clamping])
+    return read_generated([str(output)]).candidates[0]
+
+
+def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Callable[[], dict]]:
+    """What makes a row for each variant and seed."""
+    def one(variant: str, seed: int) -> dict:
+        folder = arguments.output / folder_of(variant, seed)
+        options = [*arguments.train, *shlex.split(arguments.variants[variant])]
+        checkpoint = train(arguments.work / "data-bin", TASK, folder, seed, options)
+        curves = {name: series.get("valid", []) for name, series in
+                  read_series([str(folder / "train.log")]).items() if name in VALID}
+        row = {"variant": variant, "seed": seed, "curves": curves,
+               "levels": levels_of(arguments.work / "data-bin", checkpoint, arguments)}
+        return row if judge is None else {**row, "texts": judge.scores(written(arguments.work, checkpoint, arguments))}
+
+    return {folder_of(variant, seed): partial(one, variant, seed) for seed in range(1, arguments.seeds + 1)
+            for variant in arguments.variants}
+
+
+def folder_of(variant: str, seed: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', variant)}-seed{seed}"
+
+
+# ---- all together
+
+def by_variant(rows: dict[str, dict]) -> dict[str, list[dict]]:
+    """The rows of each variant, in the order of their seeds."""
+    found: dict[str, list[dict]] = {}
+    for row in sorted(rows.values(), key=lambda row: row["seed"]):
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def mean_of(values: list[float], digits: int) -> str | None:
+    """The mean, and where there are several the standard deviation."""
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+
+
+def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, levels: list[int]) -> str:
+    """Validation, equal noise, texts."""
+    last = {name: {key: mean_of([row["curves"][key][-1][1] for row in rows if row["curves"].get(key)], 4)
+                   for key in VALID} for name, rows in variants.items()}
+    updates = max(points[-1][0] for rows in variants.values() for row in rows for points in row["curves"].values())
+    said = [f"valid, after {updates} updates\n\n{text_table(last, VALID)}"]
+    for measure_name in ("mse", "accuracy"):
+        cells = {name: {str(level): mean_of([row["levels"][str(level)][measure_name] for row in rows
+                                             if str(level) in row["levels"]], 3) for level in levels}
+                 for name, rows in variants.items()}
+        said.append(f"{measure_name} at log-SNR\n\n{text_table(cells, list(map(str, levels)))}")
+    if data is not None:
+        texts = {name: {key: mean_of([row["texts"][key] for row in rows if "texts" in row], 1) for key in TEXTS}
+                 for name, rows in variants.items()}
+        texts[DATA] = {key: mean_of([data[key]], 1) for key in TEXTS}
+        said.append(f"texts\n\n{text_table(texts, TEXTS)}")
+    return "\n\n".join(said)
+
+
+def band(series: list[list[list[float]]]) -> tuple[list[float], ...]:
+    """x, mean, least and most of several curves, where all of them have a point."""
+    curves = [dict(map(tuple, points)) for points in series]
+    x = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[at] for curve in curves] for at in x]
+    return x, [sum(each) / len(each) for each in values], [min(each) for each in values], [max(each) for each in values]
+
+
+def plot(variants: dict[str, list[dict]], levels: list[int], rows: dict[str, dict], file: Path) -> None:
+    """A panel for every measure of validation over the updates, and for those at equal noise; a line a variant with
+    the range of its seeds."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 4, figsize=(18, 8), layout="constrained")
+    for axis, name in zip(axes.flat, VALID):
+        draw(axis, {variant: [row["curves"].get(name, []) for row in of] for variant, of in variants.items()})
+        axis.set(title=f"valid {name}", xlabel="updates")
+    for axis, name in zip(axes.flat[len(VALID):], ("mse", "accuracy")):
+        draw(axis, {variant: [[[level, row["levels"][str(level)][name]] for level in levels
+                               if str(level) in row["levels"]] for row in of] for variant, of in variants.items()})
+        axis.set(title=f"{name} at equal noise, after training", xlabel="log-SNR")
+    axes.flat[0].legend(fontsize=8)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=130)
+
+
+def draw(axis, series: dict[str, list[list[list[float]]]]) -> None:
+    for place, (variant, curves) in enumerate(series.items()):
+        x, mean, least, most = band(curves)
+        line, = axis.plot(x, mean, "o-", markersize=3, color=f"C{place}", label=variant)
+        axis.fill_between(x, least, most, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def keep_options(arguments: argparse.Namespace) -> None:
+    """Refuse to mix trainings of several kinds in one folder.
+
+    Raises:
+        UserError: what is there was trained with other options.
+    """
+    file = arguments.output / "options.json"
+    known = {"train": arguments.train, "variants": {}}
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    changed = [name for name, options in arguments.variants.items() if known["variants"].get(name, options) != options]
+    if known["train"] != arguments.train or changed:
+        what = ", ".join(changed) or "the options after --"
+        raise UserError(f"{arguments.output} was begun with other options ({what}): name another --output, or give "
+                        f"those of {file}")
+    known["variants"].update(arguments.variants)
+    file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def variant(text: str) -> tuple[str, str]:
+    name, equals, options = text.partition("=")
+    if not (name.strip() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OPTIONS, such as 'hot=--lr 1e-3'")
+    return name.strip(), options
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="DIR", help="folder with data-bin/ and text/")
+    parser.add_argument("--variants", choices=VARIANTS, action="append", default=[], dest="sets",
+                        help="a set that is known here; repeatable")
+    parser.add_argument("--variant", type=variant, action="append", default=[], metavar="NAME=OPTIONS",
+                        help="one of your own, with options of fairseq-train; repeatable")
+    add_study_options(parser, "of each variant")
+    parser.add_argument("--subset", default="test", help="split that is scored (default: test)")
+    parser.add_argument("--levels", type=numbers, default=LEVELS, metavar="N,M,...",
+                        help=f"log-SNRs; write --levels=-4,0 (default: {','.join(map(str, LEVELS))})")
+    parser.add_argument("--steps", type=int, default=50,
+                        help="reverse steps of the texts, 0: no texts (default: %(default)s)")
+    parser.add_argument("--no-clamping", action="store_true", help="write without the clamping trick")
+    parser.add_argument("--batch-size", type=int, default=64, help="texts at a time (default: 64)")
+    arguments = parse_study(parser)
+    arguments.variants = dict(pair for name in arguments.sets for pair in VARIANTS[name].items())
+    arguments.variants.update(arguments.variant)
+    if not arguments.variants:
+        parser.error("nothing to compare: give --variants or --variant")
+    if len({folder_of(name, 1) for name in arguments.variants}) < len(arguments.variants):
+        parser.error("two variants would have one folder: give them other names")
+    if "--disable-validation" in arguments.train:
+        parser.error("--disable-validation leaves nothing to compare")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    text = arguments.work / "text"
+    wanted = [arguments.work / "data-bin"]
+    wanted += [text / "train.txt", text / f"{arguments.subset}.txt"] if arguments.steps else []
+    if missing := [str(path) for path in wanted if not path.exists()]:
+        raise UserError(f"no {', '.join(missing)}: make them with scripts/prepare_lines.py"
+                        + (", or leave texts out with --steps 0" if arguments.steps else ""))
+    arguments.work = arguments.work.resolve()
+    prepare_output(arguments)
+    keep_options(arguments)
+    judge = data = None
+    if arguments.steps:
+        corpus = ngram.read_corpus(line for _, line in numbered_lines(str(text / "train.txt")))
+        # As many words as generated texts have at most: the end of a sentence is a token.
+        length = arguments.train.index("--tokens-per-sample") + 1 if "--tokens-per-sample" in arguments.train else None
+        judge = Judge(ngram.kneser_ney(corpus), (int(arguments.train[length]) if length else 64) - 1)
+        data = judge.scores(read_lines(str(text / f"{arguments.subset}.txt")))
+    rows = measure(trainings(arguments, judge), arguments.output / "study.json", arguments.jobs)
+    # An earlier run may have had others.
+    variants = {name: of for name, of in by_variant(rows).items() if name in arguments.variants}
+    said = (f"{tables(variants, data, arguments.levels)}\n\n{arguments.subset} set, {arguments.seeds} seed(s)"
+            + (f"; texts in {arguments.steps} steps" if arguments.steps else "")
+            + f"\nevery training: {shlex.join(arguments.train)}\n")
+    report(arguments.output / "study", rows, said, partial(plot, variants, arguments.levels))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, CommandFailed, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
