@@ -65,7 +65,7 @@ def test_pretraining_study_continues_and_scores_every_start(tmp_path):
     (tmp_path / "text").mkdir()
     for split, count, seed in (("train", 60, 1), ("valid", 10, 2), ("test", 8, 3)):
         write_pairs(tmp_path / "text", split, count, seed)
-    run_script("binarise.py", tmp_path, "--vocabulary", "40", "--workers", "1")
+    run_script("binarise.py", tmp_path, "--vocabulary", "30", "--workers", "1")
     train = [*TRAIN[TRAIN.index("--arch"):], "--max-update", "3", "--eval-rouge-steps", "2"]
     command = ["study_pretraining.py", tmp_path, "--seeds", "1", "--steps", "2", "--candidates", "2"]
     run_script(*command, "--output", tmp_path / "first", "--", *train)
@@ -84,7 +84,7 @@ def test_checkpoint_study_scores_every_checkpoint_once(tmp_path):
     (tmp_path / "text").mkdir()
     for split, count, seed in (("train", 60, 1), ("valid", 10, 2), ("test", 8, 3)):
         write_pairs(tmp_path / "text", split, count, seed)
-    run_script("binarise.py", tmp_path, "--vocabulary", "40", "--workers", "1")
+    run_script("binarise.py", tmp_path, "--vocabulary", "30", "--workers", "1")
     train = [*TRAIN[TRAIN.index("--arch"):], "--task", "seq2seq_diffusion", "--save-interval-updates", "2",
              "--keep-interval-updates", "-1", "--no-epoch-checkpoints", "--disable-validation", "--cpu"]
     run_module("train", tmp_path / "data-bin", *train, "--save-dir", tmp_path / "ck", "--max-update", "4")
