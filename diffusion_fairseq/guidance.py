@@ -26,7 +26,8 @@ class ConditionGuidance:
     """`model.denoise`, led on from what the model estimates without its condition to what it estimates with it, and
     beyond where the scale exceeds 1 (Ho & Salimans, 2022, eq. 6: of x_0, which is linear in the noise).
 
-    Given tokens are clean where they are the condition, and at the noise level of the others where they are not.
+    Given tokens are clean where they are the condition, and at the noise level of the others where they are not. `free`
+    keeps the last estimate without the condition.
 
     Args:
         model: trained with --condition-dropout.
@@ -37,7 +38,7 @@ class ConditionGuidance:
     def __init__(self, model: DiffusionModel, scale: float, denoise: Callable[..., Tensor]):
         self.model, self.scale, self.denoise = model, scale, denoise
         self._memories: Optional[tuple] = None
-        self._free: Optional[Tensor] = None
+        self.free: Optional[Tensor] = None
 
     def __call__(self, xt: Tensor, t: Tensor, memory: Condition, packing: Optional[Packing] = None,
                  previous: Optional[Tensor] = None) -> Tensor:
@@ -47,13 +48,13 @@ class ConditionGuidance:
         conditional = self.denoise(xt, t, memory, packing, previous)
         if previous is not None:
             # What is given would be told by the guided estimate, which holds it.
-            previous = memory.impose(previous, self._free)
-        self._free = self.denoise(xt, t, self._memories[1], packing, previous)
-        return memory.impose(self._free + self.scale * (conditional - self._free))
+            previous = memory.impose(previous, self.free)
+        self.free = self.denoise(xt, t, self._memories[1], packing, previous)
+        return memory.impose(self.free + self.scale * (conditional - self.free))
 
     def select(self, index: Tensor, width: int) -> None:
         """Go on with some rows, by index, cut to `width` positions."""
-        self._free = self._free[index, :width]
+        self.free = self.free[index, :width]
 
 
 class ClassifierGuidance:

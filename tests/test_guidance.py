@@ -143,7 +143,7 @@ def test_without_its_prompt_a_language_model_is_not_told_it_by_its_last_estimate
         with torch.no_grad():
             for t in (times[1], times[3]):
                 previous = guidance(xt, t, memory, rows.packing, previous)
-        free.append(guidance._free)
+        free.append(guidance.free)
     assert free[0].equal(free[1]) and not rows.memory.tokens.equal(words)
 
 

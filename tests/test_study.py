@@ -73,7 +73,8 @@ def test_pretraining_study_continues_and_scores_every_start(tmp_path):
     again = run_script(*command, "--output", tmp_path / "first", "--checkpoint", f"3={start}", "--", *train)
     rows = json.loads((tmp_path / "first" / "study.json").read_text())
     assert set(rows) == {"0-seed1", "3-seed1"}
-    assert rows["0-seed1"]["scores"]["model"] != rows["3-seed1"]["scores"]["model"]
+    logs = [(tmp_path / "first" / name / "train.log").read_text() for name in ("0-seed1", "3-seed1")]
+    assert [f"loading pretrained model from {start}" in log for log in logs] == [False, True]
     assert "3 updates: MBR by ROUGE-L" in again.stdout and (tmp_path / "first" / "study.png").stat().st_size > 10000
     bad = run_script(*command, "--output", tmp_path, "--checkpoint", "3=nowhere.pt", "--", *train, check=False)
     assert bad.returncode == 1 and bad.stderr.strip().endswith("error: no checkpoint nowhere.pt")
