@@ -13,8 +13,9 @@ cc_news       JSON (an object a line, a file, or a list of them) with the articl
               with an article a line; plain, .gz or .xz, in any folders; or train.txt, valid.txt and test.txt
 debian_prose  train.txt, valid.txt and test.txt, which scripts/prepare_prose.py makes
 
-Cleaning: mark-up and addresses go, quotes and dashes become plain. Segmentation: paragraphs are split into sentences;
-those with fewer than 3 words, or with more numbers and marks than words, are left out, and so is one that came before.
+Cleaning: entities are resolved, addresses go, quotes and dashes become plain. Segmentation: paragraphs are split into
+sentences; those with fewer than 3 words, or with more numbers and marks than words, are left out, and so is one that
+came before.
 Words (the default): words and marks stand between spaces, in lower case unless --cased; the --vocabulary most frequent
 ones are kept, the others are <unk>. --sentencepiece: sentences stay as they are, and as many subwords are learned.
 
@@ -119,10 +120,11 @@ class ReutersFolders(Files):
 class JSONArticles(Files):
     def documents_of(self, path: Path) -> Documents:
         for where, record in json_records(path):
-            if not isinstance(record, dict) or not {"text", "maintext"} & record.keys():
+            found = [record[key] for key in ("text", "maintext") if key in record] if isinstance(record, dict) else []
+            if not found or not all(isinstance(text, str | None) for text in found):
                 raise DataError(f"{where}: no object with the article in \"text\" or \"maintext\"; mend or remove it")
-            # null where the crawler found no text
-            yield None, record.get("text") or record.get("maintext") or ""
+            # null where the crawler found no text; halves of surrogate pairs have no UTF-8
+            yield None, (found[0] or found[-1] or "").encode("utf-8", "replace").decode("utf-8")
 
 
 def json_records(path: Path) -> Iterator[tuple[str, object]]:
@@ -197,7 +199,8 @@ class Rules(NamedTuple):
 def lines_of(document: str, rules: Rules) -> tuple[list[str], int]:
     """The sentences of a document as lines of the corpus, and how many are left out."""
     lines, left_out = [], 0
-    for sentence in (sentence for paragraph in document.split("\n") for sentence in sentences(clean(paragraph))):
+    for sentence in (sentence for paragraph in html.unescape(document).split("\n")
+                     for sentence in sentences(clean(paragraph))):
         tokens = TOKEN.findall(sentence)
         words = sum(token[0].isalpha() for token in tokens)
         if words < MIN_WORDS or 2 * words < len(tokens):

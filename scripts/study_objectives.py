@@ -12,7 +12,9 @@ goes to every fairseq-train, a variant's options behind it. Sets of variants: sc
 valid         the last validation of the training, as in its log. Its mse and accuracy are means over the variant's own
               noise levels, and the mse is in units of its own embeddings: comparable over one variant's updates only
 log-SNR       mse and accuracy with all positions at one noise level, the trained one next to it, from clean embeddings
-              on; "mse" here is a share of the embeddings' variance. Comparable where the embeddings are alike in scale
+              on; "mse" here is a share of the embeddings' variance. At the schedule's log(alpha^2 / sigma^2), where
+              a loss that makes embeddings larger makes its own task easier; and at that of the embeddings themselves,
+              log(variance alpha^2 / sigma^2), where all have the same task
 texts         one from nothing for each of text/test.txt, as long as it: perplexity and unknown words of a 3-gram model
               of text/train.txt, and dist-n; --steps 0 leaves them out
 
@@ -26,8 +28,9 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -61,6 +64,7 @@ VARIANTS = {
 VALID = ("mse", "accuracy", "accuracy_x0", "embedding_norm", "embedding_nearest", "embedding_rank")
 TEXTS = ("perplexity", "unknown %", "dist-1 %", "dist-2 %", "dist-3 %", "words")
 LEVELS = [-8, -6, -4, -2, 0, 2, 4]
+WHOSE, LEVEL_MEASURES = ("schedule", "embeddings"), ("mse", "accuracy")
 NEAR = 0.5  # of a wanted log-SNR the nearest trained one may be so far
 NOISE_SEED = 1
 ONE_AT_A_TIME = Lock()  # loading a model seeds torch's own generator
@@ -96,17 +100,31 @@ def nearest_time(schedule, wanted: float) -> torch.Tensor | None:
     return apart.argmin() if apart.min() <= NEAR else None
 
 
+def examples_of(model, examples: Iterable[dict], generator: torch.Generator) -> Iterator[tuple]:
+    """What is predicted of every batch, and its embeddings."""
+    for batch in examples:
+        source, target = (tensor.to(generator.device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
+        example = model.example(source, target, len(source), VLB, generator)
+        yield example, model.embed(example.target)
+
+
 @torch.inference_mode()
-def at_level(model, examples: Iterable[dict], time: torch.Tensor) -> dict[str, float]:
+def variance_of(model, examples: Iterable[dict]) -> float:
+    """The variance of a component of the embeddings of the tokens that are predicted, the mean over components."""
+    generator = torch.Generator(next(model.parameters()).device)
+    values = torch.cat([x0[example.counts].cpu() for example, x0 in examples_of(model, examples, generator)])
+    return float(values.double().var(dim=0, correction=0).mean())
+
+
+@torch.inference_mode()
+def at_level(model, examples: Iterable[dict], time: torch.Tensor, variance: float) -> dict[str, float]:
     """The squared error as a share of the embeddings' variance, and the accuracy, of all positions noised to a time."""
     device = next(model.parameters()).device
     search = model.token_search(torch.zeros(model.embedding.num_embeddings, dtype=torch.bool, device=device))
     generator = torch.Generator(device).manual_seed(NOISE_SEED)
-    error = right = count = square = total = 0.0
-    for batch in examples:
-        source, target = (tensor.to(device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
-        example = model.example(source, target, len(source), VLB, generator)
-        x0, t = model.embed(example.target), time.to(device).expand(len(source))
+    error = right = count = 0
+    for example, x0 in examples_of(model, examples, generator):
+        t = time.to(device).expand(len(x0))
         noise = torch.randn(x0.shape, generator=generator, device=device)
         xt = q_sample(x0, model.schedule.at(t).cut(x0.size(1)), noise)
         estimate = model.denoise(xt, t, example.memory, example.packing)
@@ -114,25 +132,27 @@ def at_level(model, examples: Iterable[dict], time: torch.Tensor) -> dict[str, f
             estimate = model.denoise(xt, t, example.memory, example.packing, estimate)
         counted = example.counts
         error += float((estimate - x0).square().mean(dim=-1)[counted].sum())
-        right += float((search(estimate) == example.target)[counted].sum())
-        square += float(x0.square().mean(dim=-1)[counted].sum())
-        total = total + x0[counted].double().sum(dim=0)
+        right += int((search(estimate) == example.target)[counted].sum())
         count += int(counted.sum())
-    variance = square / count - float((total / count).square().mean())
     return {"mse": error / count / variance, "accuracy": right / count}
 
 
-def levels_of(data: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """`at_level` of a checkpoint at every wanted log-SNR that it was trained at."""
+def levels_of(data: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Of whose log-SNR -> level -> `at_level` of a checkpoint, at every wanted log-SNR that it was trained at."""
     options = trained_options(checkpoint)
     with ONE_AT_A_TIME:
         task, model = load(SimpleNamespace(
             task=TASK, data=str(data), path=str(checkpoint), subset=arguments.subset, seed=1, given_positions="none",
             sample_break_mode=options["sample_break_mode"], max_target_positions=options["tokens_per_sample"]))
     texts = task.dataset(arguments.subset)
-    times = {str(wanted): nearest_time(model.schedule, wanted) for wanted in arguments.levels}
-    return {wanted: at_level(model, batches(texts, arguments.batch_size, len(texts)), time)
-            for wanted, time in times.items() if time is not None}
+    examples = batches(texts, arguments.batch_size, len(texts))
+    variance = variance_of(model, examples)
+    found = {}
+    for whose, shift in zip(WHOSE, (0, math.log(variance))):
+        times = {str(wanted): nearest_time(model.schedule, wanted - shift) for wanted in arguments.levels}
+        found[whose] = {wanted: at_level(model, examples, time, variance)
+                        for wanted, time in times.items() if time is not None}
+    return found
 
 
 def trained_options(checkpoint: Path) -> dict:
@@ -197,11 +217,10 @@ def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, level
                    for key in VALID} for name, rows in variants.items()}
     updates = max(points[-1][0] for rows in variants.values() for row in rows for points in row["curves"].values())
     said = [f"valid, after {updates} updates\n\n{text_table(last, VALID)}"]
-    for measure_name in ("mse", "accuracy"):
-        cells = {name: {str(level): mean_of([row["levels"][str(level)][measure_name] for row in rows
-                                             if str(level) in row["levels"]], 3) for level in levels}
-                 for name, rows in variants.items()}
-        said.append(f"{measure_name} at log-SNR\n\n{text_table(cells, list(map(str, levels)))}")
+    for whose, key in product(WHOSE, LEVEL_MEASURES):
+        cells = {name: {str(level): mean_of([y for row in rows for x, y in level_curve(row, whose, key, [level])], 3)
+                        for level in levels} for name, rows in variants.items()}
+        said.append(f"{key} at log-SNR of the {whose}\n\n{text_table(cells, list(map(str, levels)))}")
     if data is not None:
         texts = {name: {key: mean_of([row["texts"][key] for row in rows if "texts" in row], 1) for key in TEXTS}
                  for name, rows in variants.items()}
@@ -210,7 +229,13 @@ def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, level
     return "\n\n".join(said)
 
 
-def band(series: list[list[list[float]]]) -> tuple[list[float], ...]:
+def level_curve(row: dict, whose: str, key: str, levels: list[int]) -> list[tuple[int, float]]:
+    """(log-SNR, measure) of a training at the levels that it was trained at."""
+    found = row["levels"][whose]
+    return [(level, found[str(level)][key]) for level in levels if str(level) in found]
+
+
+def band(series: list[list[tuple[float, float]]]) -> tuple[list[float], ...]:
     """x, mean, least and most of several curves, where all of them have a point."""
     curves = [dict(map(tuple, points)) for points in series]
     x = sorted(set.intersection(*map(set, curves)))
@@ -223,21 +248,20 @@ def plot(variants: dict[str, list[dict]], levels: list[int], rows: dict[str, dic
     the range of its seeds."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 4, figsize=(18, 8), layout="constrained")
+    figure, axes = pyplot.subplots(2, 5, figsize=(22, 8), layout="constrained")
     for axis, name in zip(axes.flat, VALID):
         draw(axis, {variant: [row["curves"].get(name, []) for row in of] for variant, of in variants.items()})
         axis.set(title=f"valid {name}", xlabel="updates")
-    for axis, name in zip(axes.flat[len(VALID):], ("mse", "accuracy")):
-        draw(axis, {variant: [[[level, row["levels"][str(level)][name]] for level in levels
-                               if str(level) in row["levels"]] for row in of] for variant, of in variants.items()})
-        axis.set(title=f"{name} at equal noise, after training", xlabel="log-SNR")
+    for axis, (key, whose) in zip(axes.flat[len(VALID):], product(LEVEL_MEASURES, WHOSE)):
+        draw(axis, {variant: [level_curve(row, whose, key, levels) for row in of] for variant, of in variants.items()})
+        axis.set(title=f"{key} after training", xlabel=f"log-SNR of the {whose}")
     axes.flat[0].legend(fontsize=8)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.savefig(file, dpi=130)
 
 
-def draw(axis, series: dict[str, list[list[list[float]]]]) -> None:
+def draw(axis, series: dict[str, list[list[tuple[float, float]]]]) -> None:
     for place, (variant, curves) in enumerate(series.items()):
         x, mean, least, most = band(curves)
         line, = axis.plot(x, mean, "o-", markersize=3, color=f"C{place}", label=variant)

@@ -85,7 +85,8 @@ def test_texts_that_are_led_do_not_depend_on_the_batch(work):
 
 def test_the_classifier_logs_its_accuracy_and_needs_no_allow_list(work):
     done = run_module("validate", work / "data", "--task", "latent_classification", "--path", classifier(work), "--cpu",
-                      "--criterion", "latent_classification", "--valid-subset", "valid", "--log-format", "json")
+                      "--criterion", "latent_classification", "--valid-subset", "valid", "--log-format", "json",
+                      "--batch-size", "20")
     record = json.loads(re.findall(r"\| valid \| (\{.*\})", done.stdout + done.stderr)[-1])
     assert float(record["valid_accuracy"]) > 0.6 and float(record["valid_accuracy_low_noise"]) > 0.9
     if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):

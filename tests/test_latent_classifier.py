@@ -109,6 +109,19 @@ def test_a_checkpoint_is_enough_to_classify(tmp_path):
     found.space.check_belongs(lm, "c.pt")
 
 
+def test_a_checkpoint_is_enough_for_the_task_and_refuses_other_labels(data):
+    model = make_classifier(make_lm(length_model="longest", length_margin=2), ["a", "b"])
+    weights, text = model.state_dict(), make_sample(DICTIONARY, [6, 4])["target"]
+    found = set_up(data).build_model(options(diffusion_path="deleted.pt"), from_checkpoint=True)
+    found.load_state_dict(weights)
+    t, drawn = torch.tensor([3, 500]), torch.Generator
+    assert found.eval()(text, t, drawn().manual_seed(1)).equal(model(text, t, drawn().manual_seed(1)))
+    assert found.space.modelled(text, PAD)[0].shape == (2, 8)
+    model.labels = ["b", "a"]
+    with pytest.raises(UserError, match="the checkpoint's labels are b, a; the data's a, b"):
+        set_up(data).build_model(options(), from_checkpoint=True).load_state_dict(model.state_dict())
+
+
 def other(**options):
     return lambda: make_lm(**options)
 

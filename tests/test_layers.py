@@ -18,7 +18,7 @@ LAYER = {"errors": -1, "diffusion": 0, "text": 0, "metrics": 0, "modules": 1, "m
 PEERS = {("criterions", "models"), ("generator", "tasks"), ("tasks", "generator"), ("generator", "guidance"),
          ("generator", "denoiser"), ("denoiser", "guidance"), ("guidance", "tasks")}
 OUTSIDE_L0 = {"torch", "numpy", "math", "typing", "functools", "collections", "re",
-              "rouge_score", "sacrebleu", "mauve", "importlib"}
+              "rouge_score", "sacrebleu", "mauve", "bert_score", "importlib", "pathlib"}
 
 
 def modules():

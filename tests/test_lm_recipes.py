@@ -60,6 +60,7 @@ def stand_in(folder, kind, seed=1, count=120):
         (folder / "b.json.gz").write_bytes(gzip.compress(f"[{', '.join(articles[1::2])}]".encode()))
         (folder / "more").mkdir()
         (folder / "more" / "one.json").write_text(json.dumps({"maintext": None}, indent=1))
+        (folder / "more" / "two.json").write_text(json.dumps({"text": None, "maintext": "\ud800"}, indent=1))
     elif kind == "text":
         (folder / "a.txt").write_text("".join(" ".join(article(rng)) + "\n" for _ in range(count)))
     else:
@@ -120,6 +121,7 @@ def test_a_share_is_drawn_by_the_text_and_splits_do_not_depend_on_it():
     ("cc_news", {"a.jsonl": '{"text": "x"}\n{"text": \n'}, "a.jsonl, line 2: no JSON"),
     ("cc_news", {"a.json": '{"text": '}, "a.json: neither JSON lines nor JSON"),
     ("cc_news", {"a.jsonl": '{"title": "x"}\n'}, 'a.jsonl, line 1: no object with the article in "text"'),
+    ("cc_news", {"a.jsonl": '{"text": 3}\n'}, 'a.jsonl, line 1: no object with the article in "text"'),
     ("cc_news", {"a.txt": b"\xff"}, "a.txt, line 1: not UTF-8"),
     ("cc_news", {"a.json.gz": b"no"}, "a.json.gz cannot be unpacked"),
 ])

@@ -45,14 +45,14 @@ def example(rows=slice(None)):
 def test_errors_at_a_level_are_shares_of_the_variance(monkeypatch, estimate, error, right):
     x0 = MODEL.embed(TARGET)
     monkeypatch.setattr(MODEL, "denoise", lambda *_: estimate(x0))
-    found = study.at_level(MODEL, [example()], torch.tensor(1000))
+    found = study.at_level(MODEL, [example()], torch.tensor(1000), study.variance_of(MODEL, [example()]))
     assert found["mse"] == pytest.approx(error, abs=1e-4) and (right is None or found["accuracy"] == right)
 
 
 def test_a_level_has_the_same_noise_for_all_models():
     parts = [example(slice(0, 3)), example(slice(3, 6))]
-    first = study.at_level(MODEL, parts, torch.tensor(300))
-    assert first == study.at_level(MODEL, parts, torch.tensor(300)) != study.at_level(MODEL, parts, torch.tensor(900))
+    first, again, other = (study.at_level(MODEL, parts, torch.tensor(time), 1.0) for time in (300, 300, 900))
+    assert first == again != other
 
 
 def test_bands_are_over_the_updates_that_all_seeds_have():
@@ -98,18 +98,19 @@ def test_study_compares_continues_and_takes_more_seeds(tmp_path):
     assert set(rows) == {"square-seed1", "pw-lin-seed1"}
     for row in rows.values():
         assert [update for update, _ in row["curves"]["mse"]] == [4, 8, 12]
-        assert {"-8", "-4", "0", "2"} <= set(row["levels"]) and row["levels"]["2"]["mse"] < row["levels"]["-8"]["mse"]
+        for levels in row["levels"].values():
+            assert {"-6", "-4", "0", "2"} <= set(levels) and levels["2"]["mse"] < levels["-6"]["mse"]
         assert row["texts"]["perplexity"] > 1 and 0 < row["texts"]["dist-1 %"] <= 100
     assert rows["square-seed1"]["levels"] != rows["pw-lin-seed1"]["levels"]
     assert (tmp_path / "study/study.png").stat().st_size > 20000
-    for said in ("valid, after 12 updates", "mse at log-SNR", "accuracy at log-SNR", "data"):
+    for said in ("valid, after 12 updates", "mse at log-SNR of the schedule", "accuracy at log-SNR of the emb", "data"):
         assert said in first.stdout and said in (tmp_path / "study/study.txt").read_text()
     again = run_script(*command[:-2], "--seeds", "2", "--", *train)
     found = json.loads((tmp_path / "study/study.json").read_text())
     assert set(found) == {*rows, "square-seed2"} and all(found[name] == rows[name] for name in rows)
     assert " ± " in again.stdout and "pw lin" not in again.stdout
     bad = run_script(*command, "--", *train, "--dropout", "0.3", check=False)
-    assert bad.returncode == 1 and "begun with other options" in bad.stderr and bad.stderr.count("\n") == 1
+    assert bad.returncode == 1 and "begun with other options" in bad.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

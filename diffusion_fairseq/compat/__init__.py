@@ -11,6 +11,7 @@ from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.literals import literal_eval
 from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu
+from diffusion_fairseq.compat.search import diverse_beam_search
 from diffusion_fairseq.compat.training import (
     better_transformer,
     bf16_is_not_tpu,
@@ -36,6 +37,7 @@ MENDS = (
     bf16_is_not_tpu,
     better_transformer,
     portable_encoder_layers,
+    diverse_beam_search,
 )
 
 

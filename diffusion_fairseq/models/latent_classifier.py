@@ -1,6 +1,6 @@
 """A classifier of x_t, at every level of its noise, for classifier-guided generation (Li et al., 2022, section 5)."""
 
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,23 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
 
     Args:
         cfg: sizes.
-        space: of the diffusion model.
+        space: of the diffusion model; None: that of the weights which are to be loaded.
         labels: their names.
         pad: index of padding; None where only x_t is classified, and no text.
     """
 
-    def __init__(self, cfg: TransformerSizes, space: LatentSpace, labels: List[str], pad: Optional[int] = None):
+    def __init__(self, cfg: TransformerSizes, space: Optional[LatentSpace], labels: List[str],
+                 pad: Optional[int] = None):
         super().__init__()
-        self.space, self.labels, self.pad = space, labels, pad
-        self.add_layers(cfg, space.embedding.size(1), space.longest)
-        self.head = nn.Linear(cfg.model_dim, len(labels))
+        self.cfg, self.space, self.labels, self.pad = cfg, None, labels, pad
+        if space is not None:
+            self._read(space)
+
+    def _read(self, space: LatentSpace) -> None:
+        """Make the layers that read x_t of a space."""
+        self.space = space
+        self.add_layers(self.cfg, space.embedding.size(1), space.longest)
+        self.head = nn.Linear(self.cfg.model_dim, len(self.labels))
         self.init_layers()
 
     @property
@@ -44,17 +51,17 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
 
     @classmethod
     def build_model(cls, cfg: LatentClassifierConfig, task) -> "LatentClassifierModel":
-        """Build the classifier of a task's labels.
+        """Build the classifier of a task's labels; without --diffusion-path it waits for the space of its weights.
 
         Raises:
             UserError: another task, no diffusion model, or one with another dictionary.
         """
         if not hasattr(task, "labels"):
             raise UserError("a latent_classifier classifies texts: pass --task latent_classification")
-        if cfg.diffusion_path is None:
-            raise UserError("--diffusion-path is needed: the checkpoint of the model whose text is to be led")
-        space = LatentSpace.of_checkpoint(cfg.diffusion_path)
-        task.check_space(space, cfg.diffusion_path)
+        space = None
+        if cfg.diffusion_path is not None:
+            space = LatentSpace.of_checkpoint(cfg.diffusion_path)
+            task.check_space(space, cfg.diffusion_path)
         return cls(cfg, space, task.labels, task.source_dictionary.pad())
 
     @classmethod
@@ -65,29 +72,38 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
             UserError: the file cannot be read, or holds another kind of model, or no names of labels.
         """
         cfg, weights = load(path, cls)
-        check_finite({name: weight for name, weight in weights.items() if not name.startswith("space.")})
-        known = facts(weights)
-        if "labels" not in known:
+        if "labels" not in facts(weights):
             raise UserError(f"{path} holds no names of labels: use a file that training has written")
-        space = LatentSpace(weights["space.embedding"], weights["space.schedule.log_snr"],
-                            len(weights["positions.weight"]), dictionary=known.get("dictionary"))
-        model = cls(cfg, space, list(known["labels"]))
+        model = cls(cfg, None, list(facts(weights)["labels"]))
         model.load_state_dict(weights)
         return model.eval().requires_grad_(False)
 
     def state_dict(self, *args, **kwargs):
-        """As torch's; the metadata names the labels and the dictionary."""
+        """As torch's; the metadata names the labels and says what the space was taken from."""
         state = super().state_dict(*args, **kwargs)
-        own = state._metadata[kwargs.get("prefix", "")[:-1]]
-        own.update(labels=list(self.labels), dictionary=self.space.dictionary)
+        if self.space is not None:
+            own = state._metadata[kwargs.get("prefix", "")[:-1]]
+            own.update(labels=list(self.labels), space=self.space.facts())
         return state
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
+        """As LearnsTimesteps; where no space is known yet, take that of the weights.
+
+        Raises:
+            UserError: weights that are not finite, or of other labels.
+        """
+        check_finite({key: weight for key, weight in state_dict.items() if not key.startswith("space.")})
+        labels = list(facts(state_dict).get("labels", self.labels))
+        if labels != self.labels:
+            raise UserError(f"the checkpoint's labels are {_listed(labels)}; the data's {_listed(self.labels)}")
+        if self.space is None:
+            self._read(LatentSpace.of_weights(state_dict))
+        super().upgrade_state_dict_named(state_dict, name)
 
     def label_index(self, label: str) -> int:
         """Which output is the label's. UserError: it is not known."""
         if label not in self.labels:
-            more = ", ..." if len(self.labels) > SHOWN else ""
-            raise UserError(f"--classifier-label {label!r} is unknown: choose one of "
-                            f"{', '.join(self.labels[:SHOWN])}{more}")
+            raise UserError(f"--classifier-label {label!r} is unknown: choose one of {_listed(self.labels)}")
         return self.labels.index(label)
 
     def max_positions(self) -> int:
@@ -104,3 +120,7 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
         hidden = packing.unpack(self.hidden(xt, t, packing))
         count = xt.size(1) if packing.mask is None else packing.mask.sum(dim=1, keepdim=True)
         return self.head(self.dropout(hidden.sum(dim=1) / count)).float()
+
+
+def _listed(labels: List[str]) -> str:
+    return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")

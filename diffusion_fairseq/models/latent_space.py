@@ -61,6 +61,16 @@ class LatentSpace(Tables):
         return cls(weights["embedding.weight"].float(), log_snr, len(weights["positions.weight"]),
                    options.length_model, options.length_margin, facts(weights).get("dictionaries", {}).get("target"))
 
+    @classmethod
+    def of_weights(cls, weights: Dict[str, Tensor]) -> "LatentSpace":
+        """The space that is saved with the weights of a model that reads it, as its member `space`."""
+        return cls(weights["space.embedding"], weights["space.schedule.log_snr"], len(weights["positions.weight"]),
+                   **facts(weights).get("space", {}))
+
+    def facts(self) -> Dict:
+        """What is saved in the metadata of the weights."""
+        return {"length_model": self.length_model, "length_margin": self.length_margin, "dictionary": self.dictionary}
+
     def modelled(self, tokens: Tensor, pad: int) -> Tuple[Tensor, Packing]:
         """Texts (B, L') as the diffusion model is trained on them (B, L), and the positions that it denoises."""
         if self.length_model not in PADDING_MODELLED:

@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
-from omegaconf import II
+from omegaconf import II, OmegaConf
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
@@ -44,7 +44,7 @@ class LatentClassificationTask(FairseqTask):
         self.dictionary, self.label_dictionary = dictionary, label_dictionary
         self.labels = [word for word in label_dictionary.symbols[label_dictionary.nspecial:]
                        if not word.startswith(FILLER)]
-        self.longest = SentencePredictionConfig.max_positions
+        self.model: Optional[LatentClassifierModel] = None
 
     @classmethod
     def setup_task(cls, cfg: LatentClassificationTaskConfig, **kwargs) -> "LatentClassificationTask":
@@ -74,7 +74,7 @@ class LatentClassificationTask(FairseqTask):
                 raise UserError(f"no {path}.idx: binarise that split with fairseq-preprocess --only-source --destdir "
                                 f"{os.path.join(self.cfg.data, part)}")
         options = SentencePredictionConfig(data=self.cfg.data, seed=self.cfg.seed, regression_target=False,
-                                           shorten_method="truncate", max_positions=self.longest)
+                                           shorten_method="truncate", max_positions=self.max_positions())
         reader = SentencePredictionTask(options, self.dictionary, self.label_dictionary)
         self.datasets[split] = reader.load_dataset(split, combine=combine)
 
@@ -82,14 +82,18 @@ class LatentClassificationTask(FairseqTask):
         """Build a latent_classifier; this task cuts its texts to what the model takes.
 
         Raises:
-            UserError: cfg names a model of another kind.
+            UserError: cfg names a model of another kind, or no diffusion model.
         """
         arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         if ARCH_MODEL_REGISTRY.get(arch) is not LatentClassifierModel:
             raise UserError(f"task latent_classification serves a latent_classifier, not {arch!r}")
-        model = super().build_model(cfg, from_checkpoint)
-        self.longest = model.max_positions()
-        return model
+        if from_checkpoint:
+            # Which holds what it has taken from the file that this option names.
+            cfg = OmegaConf.merge(cfg, {"diffusion_path": None})
+        elif cfg.diffusion_path is None:
+            raise UserError("--diffusion-path is needed: the checkpoint of the model whose text is to be led")
+        self.model = super().build_model(cfg, from_checkpoint)
+        return self.model
 
     def check_space(self, space: LatentSpace, path: str) -> None:
         """Refuse the space of a diffusion model with another dictionary than the texts'.
@@ -102,7 +106,9 @@ class LatentClassificationTask(FairseqTask):
                             "binarise the texts with fairseq-preprocess --srcdict, naming the one it was trained with")
 
     def max_positions(self) -> int:
-        return self.longest
+        """Longest text, in tokens: what the model takes, once it is known."""
+        known = self.model is not None and self.model.space is not None
+        return self.model.max_positions() if known else SentencePredictionConfig.max_positions
 
     @property
     def source_dictionary(self) -> Dictionary:
