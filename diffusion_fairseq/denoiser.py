@@ -45,6 +45,11 @@ class Rows(NamedTuple):
         """Rows as wide as the longest of them needs."""
         return cls(memory, lengths, keys, Packing.of(lengths_to_mask(lengths, aligned(int(lengths.max())))))
 
+    def computing(self, active: Tensor) -> "Rows":
+        """The same rows; nothing is computed for those that are not active (R,)."""
+        mask = lengths_to_mask(self.lengths, self.width)
+        return self._replace(packing=Packing.of(mask & active[:, None]))
+
 
 class Denoiser:
     """The one callable a solver knows: self-conditioning and clamping wrapped round the model.
@@ -107,6 +112,11 @@ class Denoiser:
             self.given_noise = self.given_noise[index, : self.rows.width]
         if self.guidance is not None:
             self.guidance.select(index, self.rows.width)
+
+    def compute(self, active: Tensor) -> None:
+        """Go on with the active rows (R,); the others keep their place and cost nothing but attention."""
+        self.rows = self.rows.computing(active)
+        self.clamped = None
 
     def noise(self, counter: int) -> Tensor:
         """Draw number `counter` of every row's noise stream (R, L, D)."""

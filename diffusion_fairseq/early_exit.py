@@ -11,7 +11,8 @@ WORTH_MOVING = 0.125
 
 
 class Live(NamedTuple):
-    """The rows of a batch that is being denoised; those that finished stay as filler until the batch is compacted.
+    """The rows of a batch that is being denoised; those that finished stay as filler, which is not computed, until the
+    batch is compacted.
 
     origin (R,) each row's place among all that were begun; active (R,) bool, False for filler; tokens (R, L) after the
     last step; unchanged (R,) for how many steps they have been the same.

@@ -196,7 +196,9 @@ class DiffusionGenerator:
                     if not live.active.any():
                         return drafts
                     stay = compaction(live.active, denoise.rows.memory.num_sources)
-                    if stay is not None:
+                    if stay is None:
+                        denoise.compute(live.active)
+                    else:
                         state, live = self._compact(denoise, state, live, *stay)
                         break
         return drafts
@@ -220,7 +222,10 @@ class DiffusionGenerator:
         width = denoise.rows.width
         state = SamplerState(state.xt[index, :width], state.pred_x0[index, :width],
                              state.level.cut(width), state.pred_level.cut(width))
-        return state, live.select(index, width)
+        live = live.select(index, width)
+        if not live.active.all():
+            denoise.compute(live.active)
+        return state, live
 
     def buckets(self, encoded: Condition, src_tokens: Tensor,
                 ids: Optional[Tensor] = None) -> Iterator[Tuple[List[int], Rows]]:
