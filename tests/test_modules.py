@@ -73,6 +73,8 @@ def test_packing_leaves_padding_out_and_puts_it_back():
     packed = packing.pack(x)
     assert packing.count == mask.sum() and len(packed) % ALIGNMENT == 0 and len(packed) - packing.count < ALIGNMENT
     assert packing.unpack(packed).equal(x * mask[..., None])
+    with torch.no_grad():
+        assert packing.spread(packed)[mask].equal(x[mask]) and packing.spread(packed).shape == x.shape
     for which, expected in ((packing.rows, 0), (packing.columns, 1)):
         assert which(x.device)[: packing.count].equal(mask.nonzero()[:, expected])
     everywhere = Packing.of(torch.ones(2, 3).bool())

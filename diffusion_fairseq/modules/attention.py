@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     def memory(self, context: Tensor, packing: Packing) -> KeyValue:
         """Keys and values of a packed context (n, context_dim)."""
-        key, value = (self._split(packing.unpack(layer(context))) for layer in (self.key, self.value))
+        key, value = (self._split(packing.spread(layer(context))) for layer in (self.key, self.value))
         return KeyValue(rotated(key) if self.rotary else key, value)
 
     def forward(self, x: Tensor, packing: Packing, memory: KeyValue, mask: Optional[Tensor] = None) -> Tensor:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             mask: (B, S) bool, True where the context may be attended; None: everywhere.
         """
         batch = memory.key.size(0)
-        query = packing.unpack(self.query(x))
+        query = packing.spread(self.query(x))
         heads = self._split(query.view(batch, -1, x.size(-1)))
         attended = F.scaled_dot_product_attention(
             rotated(heads) if self.rotary else heads, memory.key, memory.value,
@@ -69,6 +69,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(packing.pack(attended.transpose(1, 2).reshape(query.shape)))
+
 
 def rotated(x: Tensor, max_period: float = 10000.0) -> Tensor:
     """Rotary position embedding (Su et al., 2021, eq. 34) of x (B, heads, L, d), d even, at positions 0 .. L - 1."""

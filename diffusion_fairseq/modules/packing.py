@@ -14,24 +14,27 @@ class Packing(NamedTuple):
     """Where the real positions of padded rows lie.
 
     shape (R, L); mask (R, L) bool, True at real positions, or None where all are; index (n,) the places of the packed
-    positions in the flattened rows, or None where none is left out; count: how many of the n are not alignment.
+    positions in the flattened rows, or None where none is left out; count: how many of the n are not alignment;
+    origin (R * L,) which packed position lies at each place, any of them at padding, or None as index is.
     """
 
     shape: Tuple[int, int]
     mask: Optional[Tensor] = None
     index: Optional[Tensor] = None
     count: int = 0
+    origin: Optional[Tensor] = None
 
     @classmethod
     def of(cls, mask: Tensor) -> "Packing":
         """Leave the padding of a mask (R, L) out; waits for the device once."""
-        index = mask.flatten().nonzero().squeeze(1)
+        flat = mask.flatten()
+        index = flat.nonzero().squeeze(1)
         count = len(index)
         if count == mask.numel():
             return cls(tuple(mask.shape))
         # At least one position, so that rows of nothing but padding still have a shape.
         index = torch.cat([index, index.new_zeros(-count % ALIGNMENT or (0 if count else ALIGNMENT))])
-        return cls(tuple(mask.shape), mask, index, count)
+        return cls(tuple(mask.shape), mask, index, count, (flat.cumsum(0) - 1).clamp(min=0))
 
     @classmethod
     def padded(cls, mask: Tensor) -> "Packing":
@@ -55,6 +58,13 @@ class Packing(NamedTuple):
             rows, width = self.shape
             x = x.new_zeros(rows * width, *x.shape[1:]).index_copy(0, self.index[: self.count], x[: self.count])
         return x.unflatten(0, self.shape)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(n, ...) -> (R, L, ...), anything finite at padding: one copy where no gradient is taken, for what hides
+        padding anyway."""
+        if self.origin is None or torch.is_grad_enabled():
+            return self.unpack(x)
+        return x.index_select(0, self.origin).unflatten(0, self.shape)
 
     def rows(self, device: torch.device) -> Tensor:
         """The row (n,) of each packed position."""
