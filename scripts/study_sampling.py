@@ -7,12 +7,13 @@
 
 Writes study.json (every measurement), study.txt (the table and the recommended setting: the fastest whose ROUGE-L
 reaches a share of the best one's) and study.png. Choose on --subset valid, and report on test. Interrupted, it goes on
-where it was: settings that study.json holds are not measured again.
+where it was: what study.json holds is not measured again.
 """
 
 import argparse
 import itertools
 import logging
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -119,12 +120,18 @@ def settings_of(arguments: argparse.Namespace) -> List[Dict]:
 
 
 def run(study: Study, arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
-    """Measure what the file does not hold yet, over all seeds; the file is rewritten after each setting."""
+    """Measure what the file does not hold yet; the file is rewritten after each measurement.
+
+    All settings take their turn with a seed before the next seed, so that a machine that slows down meanwhile slows
+    all of them; seconds are the median over seeds, the other columns means.
+    """
     rows = read_rows(file)
-    wanted = [setting for setting in settings_of(arguments) if name_of(setting) not in rows]
-    for setting in tqdm(wanted, unit=" settings"):
-        seeds = [measure(study, **setting, seed=seed) for seed in range(1, arguments.seeds + 1)]
+    wanted = [(seed, setting) for seed in range(1, arguments.seeds + 1) for setting in settings_of(arguments)
+              if len(rows.get(name_of(setting), {"seeds": ()})["seeds"]) < seed]
+    for seed, setting in tqdm(wanted, unit=" runs"):
+        seeds = rows.get(name_of(setting), {"seeds": []})["seeds"] + [measure(study, **setting, seed=seed)]
         mean = {column: sum(found[column] for found in seeds) / len(seeds) for column in COLUMNS}
+        mean["seconds"] = statistics.median(found["seconds"] for found in seeds)
         rows[name_of(setting)] = {**setting, **mean, "seeds": seeds}
         write_rows(file, rows)
     return rows
