@@ -38,6 +38,7 @@ setup(
     extras_require={
         "host": [HOST_MODERN, HOST_OFFICIAL],
         "plots": ["matplotlib"],
+        "browser": ["playwright"],  # for the tests of pages, which need Chromium, too
         "metrics": ["accelerate", "bert-score", "gguf", "mauve-text", "transformers"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },

@@ -68,10 +68,14 @@ class Denoiser:
                  guidance_scale: float = 1.0, temperature: float = 1.0):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
-        denoise = model.denoise if temperature == 1 else partial(model.denoise, temperature=temperature)
+        denoise = model.denoise
+        if model.predicts_tokens:
+            denoise = partial(denoise, temperature=temperature, watch=self._watch)
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
         self.denoise = self.guidance or denoise
         self.estimate: Optional[Tensor] = None
+        # What the layers made of the packed positions (n, model_dim), in a model that predicts tokens.
+        self.hidden: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
         self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
@@ -101,6 +105,26 @@ class Denoiser:
         if x0 is not self.clamped:
             tokens = self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
+
+    def _watch(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+    def entropy(self, packing: Packing) -> Tensor:
+        """The entropy (n,) in nats of p(token | x_t, t) at packed positions, at the last evaluation: of what the model
+        predicts with its condition, before temperature, or of what its estimate of x0 rounds to before clamping."""
+        hidden = self.estimate if self.hidden is None else self.rows.packing.unpack(self.hidden)
+        return self.model.entropy(packing.pack(hidden))
+
+    def mean_entropy(self, chosen: Tensor) -> Tensor:
+        """The mean of that entropy (n,) over the generated positions of each chosen row; chosen (R,) bool."""
+        mask = lengths_to_mask(self.rows.lengths, self.rows.width) & chosen[:, None]
+        given = self.rows.memory.given(*mask.shape)
+        if given is not None:
+            mask = mask & ~given
+        packing = Packing.of(mask)
+        # In float64, so that the width of the batch changes no sum.
+        sums = packing.unpack(self.entropy(packing))[chosen].double().sum(dim=1)
+        return sums / mask[chosen].sum(dim=1).clamp(min=1)
 
     def select(self, sources: Tensor, index: Tensor) -> None:
         """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""

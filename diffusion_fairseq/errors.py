@@ -1,5 +1,6 @@
 """The one exception that a user's mistake raises, and how it is shown."""
 
+import re
 import sys
 from typing import Tuple
 
@@ -20,9 +21,11 @@ def show_user_errors_in_one_line() -> None:
     shown_before = sys.excepthook
 
     def hook(kind, error, trace):
-        if issubclass(kind, UserError):
+        # What a process says that torch.multiprocessing started, which the host does by itself where there are GPUs.
+        raised = re.search(r"^diffusion_fairseq[\w.]*Error: (.*)$", str(error), re.MULTILINE)
+        if issubclass(kind, UserError) or kind.__name__ == "ProcessRaisedException" and raised:
             sys.stdout.flush()
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {raised[1] if raised else error}\n")
         else:
             shown_before(kind, error, trace)
 

@@ -55,12 +55,14 @@ class DiffusionGenerator:
         nbest: hypotheses that will be printed per source.
         max_len_a, max_len_b: at most a * source length + b target tokens.
         retain_history: keep the rounded tokens of every step.
+        ends: whether a text ends at its end of sentence; False: a sequence is a block of running text, in which that
+            is a token like the others.
     Raises:
         UserError: options that this model cannot serve.
     """
 
     def __init__(self, model: DiffusionModel, dictionary, sampling: SamplingConfig, nbest: int = 1,
-                 max_len_a: float = 0.0, max_len_b: int = 200, retain_history: bool = False):
+                 max_len_a: float = 0.0, max_len_b: int = 200, retain_history: bool = False, ends: bool = True):
         check_sampling(sampling)
         self.per_source = sampling.candidates * sampling.length_beam
         if nbest > self.per_source:
@@ -71,7 +73,7 @@ class DiffusionGenerator:
                             "take --candidates instead")
         self.model, self.dictionary, self.sampling = model, dictionary, sampling
         self.max_len_a, self.max_len_b = max_len_a, max_len_b
-        self.retain_history = retain_history
+        self.retain_history, self.ends = retain_history, ends
         self.levels = self._levels()
         options = {"ddpm": {"variance": sampling.ddpm_variance}, "ddim": {"eta": sampling.ddim_eta}}
         check_guidance(model, sampling.guidance_scale)
@@ -189,7 +191,7 @@ class DiffusionGenerator:
                     active = live.active
                     drafts.history[step - 1 :, live.origin[active], : denoise.rows.width] = live.tokens[active]
                 settled = live.unchanged >= (num_steps if patience is None else patience)
-                leaving = live.active if step == num_steps else live.active & settled
+                leaving = live.active if step == num_steps else self._sure(denoise, live.active & settled)
                 if leaving.any():
                     self._keep(drafts, live, leaving, denoise, step)
                     live = live._replace(active=live.active & ~leaving)
@@ -202,6 +204,14 @@ class DiffusionGenerator:
                         state, live = self._compact(denoise, state, live, *stay)
                         break
         return drafts
+
+    def _sure(self, denoise: Denoiser, settled: Tensor) -> Tensor:
+        """Which of the rows (R,) whose tokens have settled the model is sure of, as --exit-entropy asks."""
+        if self.sampling.exit_entropy is None or not settled.any():
+            return settled
+        sure = settled.clone()
+        sure[settled] = denoise.mean_entropy(settled) <= self.sampling.exit_entropy
+        return sure
 
     def _keep(self, drafts: Drafts, live: Live, leaving: Tensor, denoise: Denoiser, step: int) -> None:
         """Write finished rows down. The clamped x0 is an embedding and sure of itself; the estimate that it was made
@@ -293,8 +303,9 @@ class DiffusionGenerator:
         return hypotheses
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Which tokens (...) are an end of sentence or padding."""
-        return (tokens == self.dictionary.eos()) | (tokens == self.dictionary.pad())
+        """Which tokens (...) are padding or an end of sentence that ends the text."""
+        padding = tokens == self.dictionary.pad()
+        return padding | (tokens == self.dictionary.eos()) if self.ends else padding
 
     def _kept(self, tokens: Tensor, least: int) -> int:
         """How many positions belong to the text: at least so many, and up to the next end of sentence or padding, that

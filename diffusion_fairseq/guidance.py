@@ -45,11 +45,11 @@ class ConditionGuidance:
         """As `DiffusionModel.denoise`; both estimates go on from the previous guided one."""
         if self._memories is None or self._memories[0] is not memory:
             self._memories = memory, self.model.unconditional(memory)
+        # What is given would be told by the guided estimate, which holds it.
+        blind = None if previous is None else memory.impose(previous, self.free)
+        self.free = self.denoise(xt, t, self._memories[1], packing, blind)
+        # Last, so that what is watched of the model is what it sees with its condition.
         conditional = self.denoise(xt, t, memory, packing, previous)
-        if previous is not None:
-            # What is given would be told by the guided estimate, which holds it.
-            previous = memory.impose(previous, self.free)
-        self.free = self.denoise(xt, t, self._memories[1], packing, previous)
         return memory.impose(self.free + self.scale * (conditional - self.free))
 
     def select(self, index: Tensor, width: int) -> None:

@@ -8,8 +8,11 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 import diffusion_fairseq  # noqa: F401  registers the tasks and the models
+from diffusion_fairseq.diffusion.grids import GRIDS
+from diffusion_fairseq.diffusion.solvers import SOLVERS
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTaskConfig
+from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
 
 TASKS = {"seq2seq_diffusion": (Seq2SeqDiffusionTask, Seq2SeqDiffusionConfig),
@@ -31,11 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="default: 1")
 
 
-def load(arguments: argparse.Namespace) -> Tuple[Seq2SeqDiffusionTask, torch.nn.Module]:
-    """The task with the split loaded, and the model, on a GPU where there is one.
+def add_sampling_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """The options that say how text is drawn, with so many steps by default."""
+    parser.add_argument("--diffusion-steps", type=int, default=steps, help=f"default: {steps}")
+    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="default: ddpm")
+    parser.add_argument("--sampling-grid", choices=GRIDS, default="uniform", help="default: uniform")
+    parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
+
+
+def sampling_config(arguments: argparse.Namespace, **options) -> SamplingConfig:
+    """What those options ask for, with more of them."""
+    return SamplingConfig(diffusion_steps=arguments.diffusion_steps, solver=arguments.solver, seed=arguments.seed,
+                          sampling_grid=arguments.sampling_grid, clamping=arguments.clamping, **options)
+
+
+def setup(arguments: argparse.Namespace) -> Seq2SeqDiffusionTask:
+    """The task.
 
     Raises:
-        UserError: one of them cannot be used.
+        UserError: its data or options cannot be used.
     """
     task_class, config = TASKS[arguments.task]
     options = dict(data=arguments.data, seed=arguments.seed, train_subset="train", dataset_impl=None,
@@ -48,10 +65,25 @@ def load(arguments: argparse.Namespace) -> Tuple[Seq2SeqDiffusionTask, torch.nn.
         raise UserError("--given-positions belongs to --task diffusion_lm")
     else:
         options["max_source_positions"] = arguments.max_source_positions
-    task = task_class.setup_task(OmegaConf.structured(config(**options)))
-    (model,), _ = checkpoint_utils.load_model_ensemble([arguments.path], task=task)
+    return task_class.setup_task(OmegaConf.structured(config(**options)))
+
+
+def load_model(task, path: str) -> torch.nn.Module:
+    """A checkpoint's model, on a GPU where there is one."""
+    (model,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(arguments: argparse.Namespace) -> Tuple[Seq2SeqDiffusionTask, torch.nn.Module]:
+    """The task with the split loaded, and the model.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    task = setup(arguments)
+    model = load_model(task, arguments.path)
     task.load_dataset(arguments.subset)
-    return task, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return task, model
 
 
 def batches(texts, batch_size: int, count: int) -> List[Dict]:

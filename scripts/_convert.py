@@ -22,7 +22,8 @@ from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.config import TransformerConfig
-from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, fingerprint
+from diffusion_fairseq.models.persistence import fingerprint
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 
 # fairseq's first four words. BERT has no beginning of sentence that is never generated: [CLS] is generated.
 SPECIAL = {"pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]"}

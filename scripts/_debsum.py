@@ -131,8 +131,8 @@ def mask(paragraph: str, names: set[str]) -> str:
     return " ".join(NOT_COMPARED.sub(" ", text).split())
 
 
-def make_pairs(packages: Iterable[Package]) -> tuple[list[Pair], int]:
-    """Pairs of cleaned texts in the order of the packages, and how many boilerplate paragraphs were dropped.
+def own_paragraphs(packages: Iterable[Package]) -> tuple[list[tuple[Package, dict[int, str]]], int]:
+    """The packages, each with those of its `paragraphs` that are no boilerplate, by number, and how many are.
 
     Boilerplate is a paragraph whose masked text at least BOILERPLATE_SOURCES sources share, one that begins
     with a label ("Author:"), or one of fewer than three letters.
@@ -145,14 +145,22 @@ def make_pairs(packages: Iterable[Package]) -> tuple[list[Pair], int]:
             sources[masked].add(package.source)
         split.append((package, texts))
     common = {masked for masked, users in sources.items() if len(users) >= BOILERPLATE_SOURCES}
-    pairs, dropped = [], 0
+    found, dropped = [], 0
     for package, texts in split:
-        own = [text for text, masked in texts if masked not in common and not LABELLED.match(text)
-               and len(re.findall(r"[A-Za-z]", text)) >= 3]
+        own = {number: text for number, (text, masked) in enumerate(texts) if masked not in common
+               and not LABELLED.match(text) and len(re.findall(r"[A-Za-z]", text)) >= 3}
         dropped += len(texts) - len(own)
-        words = " ".join(own).split()[:MAX_SOURCE_WORDS]
+        found.append((package, own))
+    return found, dropped
+
+
+def make_pairs(owned: Iterable[tuple[Package, dict[int, str]]]) -> list[Pair]:
+    """Pairs of cleaned texts, from packages with their own paragraphs."""
+    pairs = []
+    for package, own in owned:
+        words = " ".join(own.values()).split()[:MAX_SOURCE_WORDS]
         pairs.append(Pair(*package[:4], " ".join(words), clean_synopsis(package.synopsis)))
-    return pairs, dropped
+    return pairs
 
 
 # ---- filters of single pairs
@@ -167,7 +175,7 @@ STOP_WORDS = set("a an and are as at be by for from has have in is it its of on 
 
 def words_of(text: str) -> list[str]:
     """The runs of letters and digits, in small letters."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def has_function(pair: Pair) -> bool:

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 
+import numpy as np
 from _generated import Outputs
 from _lm_scorer import Scorer
 from tqdm import tqdm
@@ -102,7 +103,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How texts are scored by a language model; what `model_based.ar_nll` takes, and how many texts (None: all)."""
+    """How texts are scored by a language model; what `model_based.ar_nll` takes, how many texts (None: all), and the
+    features of real text for MAUVE, where that is no row."""
 
     scorer: Scorer | None = None
     prefix_tokens: int = 0
@@ -111,13 +113,25 @@ class Scoring:
     bos: bool = False
     texts: int | None = None
     mauve: Scorer | None = None
+    data: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """Training text, and the n-gram model of it, which is made when it is first asked for."""
+
+    corpus: ngram.Corpus
+    order: int = 3
+
+    @cached_property
+    def model(self) -> ngram.KneserNey:
+        return ngram.kneser_ney(self.corpus, self.order)
 
 
 def evaluate(
     rows: dict[str, list[list[Sample]]],
     scoring: Scoring,
-    train: ngram.Corpus | None = None,
-    order: int = 3,
+    train: NGrams | None = None,
     at_most: int = 1000,
     seed: int = 1,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
@@ -125,8 +139,7 @@ def evaluate(
 
     Args:
         rows: `Rows.rows`; the row called DATA is what MAUVE compares the others with.
-        train: for the n-gram model and for what samples repeat of it.
-        order: of the n-gram model.
+        train: for the n-gram perplexity and for what samples repeat of it.
         at_most: texts of each row behind the measures that depend on their number, of every row as many.
         seed: of the draw of texts.
     """
@@ -140,7 +153,7 @@ def evaluate(
         signatures.update(add_likelihood(table, scored, scoring))
         signatures.update(add_mauve(table, scored, scoring))
     if train is not None:
-        signatures.update(add_ngram(table, flat, train, order))
+        signatures.update(add_ngram(table, flat, train))
     signatures["variety"] = f"dist,self-bleu,entropy,zipf of {number} texts|seed:{seed}|words:blank,case kept"
     signatures["self-bleu"] = "each text against all others|orders:4|smooth:exp|eff:yes|mean over texts"
     if any(len(columns) > 1 for columns in rows.values()):
@@ -199,7 +212,7 @@ def add_likelihood(table: dict, scored: dict[str, list[Sample]], scoring: Scorin
 
 
 def add_mauve(table: dict, scored: dict[str, list[Sample]], scoring: Scoring) -> dict[str, str]:
-    """Add MAUVE against the row DATA to the others; returns its signature."""
+    """Add MAUVE against real text to the rows but DATA; returns its signature."""
     if scoring.mauve is None:
         return {}
     model, tokenizer, name = scoring.mauve
@@ -209,28 +222,29 @@ def add_mauve(table: dict, scored: dict[str, list[Sample]], scoring: Scoring) ->
             [sample.text for sample in samples], model, tokenizer, max_tokens=scoring.max_tokens,
             batch_tokens=scoring.batch_tokens, progress=shown(f"features of {row}"),
         )
+    data = found[DATA] if scoring.data is None else scoring.data
     for row in found.keys() - {DATA}:
         # a row of empty texts keeps its other measures
-        table[row]["mauve"] = model_based.mauve(found[row], found[DATA]) if len(found[row]) > 1 else None
+        table[row]["mauve"] = model_based.mauve(found[row], data) if len(found[row]) > 1 else None
     counts = ",".join(f"{row} {len(rows)}" for row, rows in found.items())
     return {"mauve": f"against:{DATA}|features:{name}, last token, prefixes included|texts:{counts}|"
                      f"{model_based.mauve_signature()}"}
 
 
-def add_ngram(table: dict, flat: dict[str, list[Sample]], train: ngram.Corpus, order: int) -> dict[str, str]:
+def add_ngram(table: dict, flat: dict[str, list[Sample]], train: NGrams) -> dict[str, str]:
     """Add the n-gram model's perplexity and what samples repeat of its text; returns the signatures."""
-    model = ngram.kneser_ney(train, order)
+    model = train.model
     for row, samples in flat.items():
         log_probs = ngram.log_probabilities(model, [sample.text for sample in samples])
         written = [sample.written for sample in samples]
-        unknown, seen = ngram.unknown_share(model, written), ngram.seen_share(written, train, SEEN_NGRAM)
+        unknown, seen = ngram.unknown_share(model, written), ngram.seen_share(written, train.corpus, SEEN_NGRAM)
         table[row].update(
             perplexity=ngram.perplexity([found[s.given_words :] for found, s in zip(log_probs, samples)]),
             unknown=None if unknown is None else 100 * unknown,
             seen=None if seen is None else 100 * seen,
         )
-    return {"n-gram": f"a word, over all words|interpolated Kneser-Ney|order:{order}|words:blank,case kept|"
-                      f"known:{len(model.vocabulary)} that come twice in {int((train.codes >= 0).sum())}|"
+    return {"n-gram": f"a word, over all words|interpolated Kneser-Ney|order:{train.order}|words:blank,case kept|"
+                      f"known:{len(model.vocabulary)} that come twice in {int((train.corpus.codes >= 0).sum())}|"
                       f"unknown:class/{model.unknown_types}|beginning given, end not predicted",
             "seen": f"share of {SEEN_NGRAM}-grams of words that stand in a line of the training text"}
 

@@ -2,15 +2,20 @@
 
 import argparse
 import json
+import math
 import os
+import re
+import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, fairseq, run
 from tqdm import tqdm
+
+from diffusion_fairseq.errors import UserError
 
 
 def read_rows(file: Path) -> Dict[str, Dict]:
@@ -39,6 +44,25 @@ def numbers(text: str) -> List[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, such as 5,10,20") from None
+
+
+def decimals(text: str) -> List[float]:
+    """Parse X,Y,..."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
+
+
+def listed(known: Iterable[str]) -> Callable[[str], List[str]]:
+    """A parser of A,B,... out of `known`."""
+    def parse(text: str) -> List[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(known)}")
+        return names
+    return parse
 
 
 def device_options() -> List[str]:
@@ -88,6 +112,74 @@ def measure(trainings: Dict[str, Callable[[], Dict]], file: Path, jobs: int) -> 
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return rows
+
+
+def take_turns(settings: Dict[str, Dict], measured: Callable[[Dict, int], Dict[str, Optional[float]]], seeds: int,
+               file: Path) -> Dict[str, Dict]:
+    """The rows that settings give, by name, what the file does not hold yet measured, by setting and seed; the file is
+    rewritten after each measurement.
+
+    All settings take their turn with a seed before the next seed, so that a machine that slows down meanwhile slows
+    all of them; seconds are the median over seeds, the other columns means.
+    """
+    rows = read_rows(file)
+    wanted = [(seed, name) for seed in range(1, seeds + 1) for name in settings
+              if len(rows.get(name, {"seeds": ()})["seeds"]) < seed]
+    for seed, name in tqdm(wanted, unit=" runs"):
+        found = rows.get(name, {"seeds": []})["seeds"] + [measured(settings[name], seed)]
+        columns = {key: [one[key] for one in found if one[key] is not None] for key in found[0]}
+        mean = {key: (statistics.median if key == "seconds" else statistics.fmean)(values) if values else None
+                for key, values in columns.items()}
+        rows[name] = {**settings[name], **mean, "seeds": found}
+        write_rows(file, rows)
+    return rows
+
+
+def forget_others(file: Path, options: Dict) -> None:
+    """Leave in a file only the rows that were measured with these options."""
+    rows = read_rows(file)
+    kept = {name: row for name, row in rows.items() if row["options"] == options}
+    if len(kept) < len(rows):
+        write_rows(file, kept)
+
+
+def keep_options(output: Path, fixed: Dict, variants: Dict[str, str]) -> None:
+    """Refuse to mix in one folder what was made with other options: those in `fixed` are of all that is there ("train":
+    what every training was told); variants, each with its own, may be added.
+
+    Raises:
+        UserError: what is there was made with other options.
+    """
+    file = output / "options.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**fixed, "variants": {}}
+    changed = [name for name, options in variants.items() if known["variants"].get(name, options) != options]
+    changed += ["the options after --" if name == "train" else name for name in fixed if known.get(name) != fixed[name]]
+    if changed:
+        raise UserError(f"{output} was begun with other options ({', '.join(changed)}): name another --output, or give "
+                        f"those of {file}")
+    known["variants"].update(variants)
+    file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def folder_of(variant: str, seed: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', variant)}-seed{seed}"
+
+
+def by_variant(rows: Dict[str, Dict]) -> Dict[str, List[Dict]]:
+    """The rows of each variant, in the order of their seeds."""
+    found: Dict[str, List[Dict]] = {}
+    for row in sorted(rows.values(), key=lambda row: row["seed"]):
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def mean_of(values: List[float], digits: int) -> Optional[str]:
+    """The mean, and where there are several the standard deviation."""
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
 
 
 def split_command_line() -> Tuple[List[str], List[str]]:

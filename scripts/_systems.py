@@ -52,14 +52,15 @@ def make_genie(arch: str, dictionary: Dictionary, device: str, **options) -> Gen
 
 
 def make_transformer(arch: str, dictionary: Dictionary, device: str) -> TransformerModel:
-    """fairseq's encoder-decoder with the widths and layers of a GENIE, embeddings shared; random weights."""
+    """fairseq's encoder-decoder with the widths, layers and dropouts (of attention weights too) of a GENIE, embeddings
+    shared; random weights."""
     torch.manual_seed(1)
     cfg = GenieConfig(**GENIE[arch])
     args = Namespace(
         encoder_embed_dim=cfg.model_dim, encoder_ffn_embed_dim=cfg.ffn_dim, encoder_layers=cfg.encoder_layers,
         encoder_attention_heads=cfg.attention_heads, decoder_layers=cfg.denoiser_layers,
         decoder_attention_heads=cfg.attention_heads, share_all_embeddings=True, dropout=cfg.dropout,
-        max_source_positions=LONGEST + 1, max_target_positions=LONGEST + 1,
+        attention_dropout=cfg.dropout, max_source_positions=LONGEST + 1, max_target_positions=LONGEST + 1,
     )
     base_architecture(args)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
@@ -228,22 +229,35 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def seconds_once(call: Callable[[], object], device: str) -> float:
+    synchronize(device)
+    began = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
 def seconds_of(call: Callable[[], object], device: str, at_least: float = 1.0, repeats: int = 3) -> float:
     """The median duration of a call, after one to warm up; repeated for `at_least` seconds, `repeats` times at most."""
-    def once() -> float:
-        synchronize(device)
-        began = time.perf_counter()
-        call()
-        synchronize(device)
-        return time.perf_counter() - began
-
-    first = once()
+    first = seconds_once(call, device)
     if first > 20 * at_least:  # warming up is nothing beside it
         return first
     durations: List[float] = []
     while len(durations) < repeats and sum(durations) < at_least or not durations:
-        durations.append(once())
+        durations.append(seconds_once(call, device))
     return statistics.median(durations)
+
+
+def seconds_of_each(calls: List[Callable[[], object]], device: str, at_least: float = 5.0) -> List[float]:
+    """The median duration of each call that is warm already. They take turns until each has had `at_least` seconds, so
+    that a machine that slows down meanwhile slows all of them; a long one has three turns and the others go on."""
+    durations: List[List[float]] = [[] for _ in calls]
+    while True:
+        waiting = [place for place, own in enumerate(durations) if sum(own) < at_least or len(own) < 3]
+        if not waiting:
+            return [statistics.median(own) for own in durations]
+        for place in waiting:
+            durations[place].append(seconds_once(calls[place], device))
 
 
 def flops_of(call: Callable[[], object]) -> float:

@@ -18,17 +18,14 @@ from typing import Dict, List
 
 import torch
 import torch.nn.functional as F
-from _checkpoint import add_arguments, batches, load
-from torch import Tensor
+from _checkpoint import add_arguments, add_sampling_arguments, batches, load, sampling_config
+from _study import decimals
 from tqdm import tqdm
 
 from diffusion_fairseq.denoiser import aligned
-from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.process import score_from_x0
-from diffusion_fairseq.diffusion.solvers import SOLVERS
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
-from diffusion_fairseq.models.base import in_chunks
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
 CURVES = {
@@ -38,31 +35,15 @@ CURVES = {
 }
 
 
-def entropy(model, denoise, xt: Tensor, t: Tensor) -> Tensor:
-    """The entropy (n,) in nats of the tokens at the packed positions, as the model sees x_t."""
-    packing = denoise.rows.packing
-    if model.predicts_tokens:
-        hidden, logits = model.network(xt, t, denoise.rows.memory, packing, denoise.estimate), model.logits
-    else:
-        hidden, logits = packing.pack(denoise.estimate), model.round_logits
-
-    def of(part: Tensor) -> Tensor:
-        log = logits(part).float().log_softmax(dim=-1)
-        return -(log.exp() * log).sum(dim=-1)
-
-    return in_chunks(of, model.embedding.num_embeddings, hidden)
-
-
 def trace(generator: DiffusionGenerator, rows) -> Dict[str, List[float]]:
     """Each curve's sum over the generated positions after every step, and their count."""
-    model, packing = generator.model, rows.packing
+    packing = rows.packing
     states, found = [], {name: [] for name in CURVES}
     tokens = None
     for denoise, before, state in generator.trajectory(rows):
         tokens_before, tokens = tokens, packing.pack(denoise.tokens(state.pred_x0))
         found["switches"].append(0.0 if tokens_before is None else float((tokens != tokens_before).sum()))
-        time = before.level.t.reshape(1).to(state.xt.device)
-        found["entropy"].append(float(entropy(model, denoise, before.xt, time).sum()))
+        found["entropy"].append(float(denoise.entropy(packing).sum()))
         found["pred_x0_norm"].append(float(packing.pack(state.pred_x0).norm(dim=-1).sum()))
         found["xt_norm"].append(float(packing.pack(state.xt).norm(dim=-1).sum()))
         score = score_from_x0(before.xt, state.pred_x0, before.level)
@@ -105,22 +86,12 @@ def plot(curves: Dict[str, Dict[str, List[float]]], file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def scales(text: str) -> List[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--texts", type=int, default=128, help="the first so many texts of the split (default: 128)")
-    parser.add_argument("--diffusion-steps", type=int, default=100, help="default: 100")
-    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="default: ddpm")
-    parser.add_argument("--sampling-grid", choices=GRIDS, default="uniform", help="default: uniform")
-    parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
-    parser.add_argument("--initial-noise-scales", type=scales, default=[1.0], metavar="A,B", help="default: 1")
+    add_sampling_arguments(parser, steps=100)
+    parser.add_argument("--initial-noise-scales", type=decimals, default=[1.0], metavar="A,B", help="default: 1")
     parser.add_argument("--output", type=Path, default=Path("sampling"), help="files to write, without ending")
     return parser.parse_args()
 
@@ -131,9 +102,7 @@ def main() -> None:
     task, model = load(arguments)
     curves = {}
     for scale in arguments.initial_noise_scales:
-        sampling = SamplingConfig(
-            diffusion_steps=arguments.diffusion_steps, solver=arguments.solver, clamping=arguments.clamping,
-            sampling_grid=arguments.sampling_grid, initial_noise_scale=scale, seed=arguments.seed)
+        sampling = sampling_config(arguments, initial_noise_scale=scale)
         curves[f"{scale:g}"] = analyse(task, model, sampling, arguments)
     arguments.output.with_suffix(".json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     plot(curves, arguments.output.with_suffix(".png"))

@@ -7,7 +7,8 @@
 
 Systems: `ours` (fairseq-generate's generator); `published` (the released GENIE's structure on the same weights: encoder
 and cross-attention memory at every step, padded to 512 and 64, fp32, one candidate at a time, a distance matrix for
-clamping), whose outputs are compared with ours in fp32; `transformer` (fairseq's, same widths and layers, beam 5).
+clamping), whose outputs are compared with ours in fp32; `transformer` (fairseq's, same widths and layers, beam 5);
+for the part language_models, ddlm_* and `transformer_lm` (fairseq's incremental decoding, one sampled text each).
 ms_per_candidate_step is a reverse step of one candidate of one sentence, without encoding; sentences_per_s is of whole
 generations with --steps steps, encoding included; `peak` is the share of the machine's measured matrix-product rate.
 """
@@ -23,7 +24,10 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
+from _benchmark_plot import RIVALS, plot
 from _diffuseq_systems import measure_diffuseq
+from _language_models import PART as LANGUAGE_MODELS
+from _language_models import measure_language_models
 from _systems import (
     Autoregressive,
     Ours,
@@ -37,6 +41,7 @@ from _systems import (
     matrix_peak,
     resident_megabytes,
     seconds_of,
+    seconds_of_each,
     trainings,
 )
 from tqdm import tqdm
@@ -45,7 +50,7 @@ SHAPES = {  # source and target tokens, candidates
     "published": (512, 64, 1), "xsum": (400, 27, 10), "cnndm": (512, 100, 10), "gigaword": (37, 9, 10),
 }
 QUICK = ("published", "xsum")
-PARTS = ("shapes", "candidates", "training", "sweeps", "autoregressive", "diffuseq")
+PARTS = ("shapes", "candidates", "training", "sweeps", "autoregressive", "diffuseq", LANGUAGE_MODELS)
 QUICK_PARTS = PARTS[:3]
 PLAIN = {"length_model": "fixed", "self_conditioning": False}  # what the published structure can do too
 LENGTHS, CANDIDATES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 128)
@@ -54,10 +59,8 @@ SWEEP_SOURCE = 128  # source tokens beside which target lengths are compared
 LONG_RUN = (5, 40, 12, 54, 26)  # source tokens of the batches of a long run, in turn; it is reported after each turn
 VOCABULARY = {"genie_base": 30522, "genie_small": 8000, "genie_tiny": 1000}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "encode_ms",
+COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "steps", "encode_ms",
            "ms_per_candidate_step", "sentences_per_s", "peak_mb", "peak", "faster", "faster_end_to_end", "difference")
-
-
 TRAINING_COLUMNS = ("arch", "shape", "structure", "dtype", "batch", "sentences_per_s", "target_tokens_per_s", "peak_mb",
                     "peak")
 
@@ -185,17 +188,21 @@ class Bench:
         source, target, _ = SHAPES[shape]
         work = Work(dictionary_of(VOCABULARY[arch]), self.device, batch, source, target, 1, 1)
         for dtype in dict.fromkeys(("fp32", self.fastest if arch == self.arguments.arch else "fp32")):
+            systems, megabytes = {}, {}
             for name, system in trainings(arch, work, DTYPES[dtype]):
                 if name == "published" and dtype != "fp32":
                     continue
                 memory = PeakMemory(self.device)
                 memory.start()
-                seconds = seconds_of(system.update, self.device, at_least=3.0, repeats=10)
+                system.update()
+                systems[name], megabytes[name] = system, memory.megabytes()
+            durations = seconds_of_each([system.update for system in systems.values()], self.device)
+            for (name, system), seconds in zip(systems.items(), durations):
                 self.training.append({
                     "part": self.part,
                     "arch": arch, "shape": shape, "structure": name, "dtype": dtype, "batch": batch,
                     "sentences_per_s": batch / seconds, "target_tokens_per_s": batch * target / seconds,
-                    "peak_mb": memory.megabytes(),
+                    "peak_mb": megabytes[name],
                     "peak": flops_of(system.update) / seconds / self.peaks[dtype],
                 })
                 self.bar.update()
@@ -257,44 +264,13 @@ def _cell(column: str, value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def crossing(rows: List[Dict], steps: int) -> str:
+def crossing(rows: List[Dict], steps: int, rival: str) -> str:
     """From which target length on diffusion is the faster one."""
     faster = {row["target"]: row["faster"] for row in rows if row["structure"] == "ours" and row["steps"] == steps}
     ahead = [length for length in faster if all(faster[n] >= 1 for n in faster if n >= length)]
     where = f"from length {min(ahead)} on" if ahead else f"at no length up to {max(faster)}"
-    return f"{steps} steps are faster than beam {Autoregressive.BEAM} {where}: " + ", ".join(
+    return f"{steps} steps are faster than {rival} {where}: " + ", ".join(
         f"{n}: {ratio:.2f}x" for n, ratio in faster.items())
-
-
-def plot(measured: List[Dict], file: Path) -> None:
-    """Our sweeps, the shapes beside the published structure, and diffusion beside beam search."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 5, figsize=(24, 4.5), layout="constrained")
-    for axis, (sweep, key) in zip(axes, (("lengths", "target"), ("candidates", "candidates"), ("batches", "batch"))):
-        rows = [row for row in measured if row["part"] == "sweeps" and row["shape"] == sweep]
-        axis.plot([row[key] for row in rows], [row["ms_per_candidate_step"] for row in rows], marker="o")
-        axis.set(xscale="log", yscale="log", xlabel=key, ylabel="ms per candidate-step")
-        axis.set_xticks([row[key] for row in rows], [str(row[key]) for row in rows], minor=False)
-        axis.set_xticks([], minor=True)
-    speedups = [row for row in measured if row.get("faster") and row["shape"] in SHAPES]
-    axes[3].barh([f"{row['shape']} {row['dtype']}" for row in speedups], [row["faster"] for row in speedups])
-    axes[3].set(xlabel="times faster per candidate-step than the published structure")
-    curves: Dict[str, List[Dict]] = {}
-    for row in measured:
-        if row["shape"] == "autoregressive":
-            label = f"diffusion, {row['steps']} steps" if row["structure"] == "ours" else "transformer, beam 5"
-            curves.setdefault(label, []).append(row)
-    for label, rows in curves.items():
-        axes[4].plot([row["target"] for row in rows], [row["sentences_per_s"] for row in rows], marker="o", label=label)
-    axes[4].set(xscale="log", yscale="log", xlabel="target tokens", ylabel="sentences per second")
-    axes[4].set_xticks(AR_LENGTHS, [str(length) for length in AR_LENGTHS])
-    axes[4].set_xticks([], minor=True)
-    if curves:
-        axes[4].legend()
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
 
 
 def parts(text: str) -> List[str]:
@@ -339,6 +315,8 @@ def measure(bench: Bench, part: str) -> None:
         bench.sweeps()
     elif part == "diffuseq":
         measure_diffuseq(bench)
+    elif part == LANGUAGE_MODELS:
+        measure_language_models(bench)
     else:
         bench.against_transformer()
 
@@ -387,9 +365,10 @@ def show(found: Dict) -> None:
         print(f"\n10 candidates cost {costs[1] / costs[10]:.1f}x of 1 (XSum, encoding included)")
     if found["training"]:
         print("\ntraining\n" + table(found["training"], TRAINING_COLUMNS))
-    rows = [row for row in found["rows"] if row["part"] == "autoregressive"]
-    for steps in (20, 50) if rows else ():
-        print(crossing(rows, steps))
+    for part, rival in RIVALS.items():
+        rows = [row for row in found["rows"] if row["part"] == part]
+        for steps in sorted({row["steps"] for row in rows if row["structure"] == "ours"}):
+            print(crossing(rows, steps, rival))
     if "long_run" in found:
         print("\n" + table(found["long_run"], ("sentences", "resident_mb", "sentences_per_s")))
 

@@ -3,6 +3,7 @@
     python scripts/binarise.py runs/xsum --vocabulary 30000
     python scripts/binarise.py runs/xsum --sentencepiece-model pre/sentencepiece.model --dictionary pre/dict.txt
     python scripts/binarise.py runs/reuters --words --vocabulary 10000
+    python scripts/binarise.py runs/translation --separate-dictionaries
 
 Reads text/{train,valid,test}.{src,tgt} in the folder, or for a language model text/{train,valid,test}.txt, whose
 dictionary gets the word <mask>; writes sentencepiece.model (unless one is given), encoded/ and data-bin/ there.
@@ -83,23 +84,33 @@ def _counted(stream, bar: tqdm) -> Iterator[bytes]:
         yield raw
 
 
-def preprocess(encoded: Path, sides: Sequence[str], binary: Path, options: Sequence[str], log: Path) -> None:
-    """fairseq-preprocess, into a folder that gets its name when it is whole."""
+def preprocess(encoded: Path, sides: Sequence[str], binary: Path, options: Sequence[str], log: Path,
+               joined: bool = True) -> None:
+    """The splits of an encoded text, into a folder that gets its name when it is whole."""
     unfinished = binary.with_name("data-bin.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    words = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(unfinished), *options]
-    words += ["--only-source"] if sides == LINES else ["--source-lang", sides[0], "--target-lang", sides[1],
-                                                       "--joined-dictionary"]
+    words = ["--only-source"] if sides == LINES else ["--source-lang", sides[0], "--target-lang", sides[1]]
+    words += ["--joined-dictionary"] if sides == PAIR and joined else []
     ending = f".{LINES[0]}" if sides == LINES else ""
     words += [word for split in SPLITS for word in (f"--{split}pref", str(encoded / split) + ending)]
+    fairseq_preprocess(unfinished, [*options, *words], log)
+    if sides == LINES:
+        add_mask(unfinished / "dict.txt")
+    unfinished.replace(binary)
+
+
+def fairseq_preprocess(folder: Path, options: Sequence[str], log: Path) -> None:
+    """Binarise into a folder, with all that is said in a log.
+
+    Raises:
+        DataError: the command failed.
+    """
+    words = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(folder), *options]
     with log.open("w", encoding="utf-8") as out:
         status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT).returncode
     if status:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise DataError(f"fairseq-preprocess ended with status {status}: {said[-1] if said else 'no word'} (see {log})")
-    if sides == LINES:
-        add_mask(unfinished / "dict.txt")
-    unfinished.replace(binary)
 
 
 def add_mask(dictionary: Path) -> None:
@@ -110,15 +121,17 @@ def add_mask(dictionary: Path) -> None:
 
 
 def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int,
-             words: bool = False) -> Path:
-    """work/data-bin from work/text; with `words` the text is taken for encoded."""
+             words: bool = False, joined: bool = True) -> Path:
+    """work/data-bin from work/text; with `words` the text is taken for encoded; `joined`: one dictionary for both
+    sides."""
     text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
     if binary.exists():
         print(f"  already there: {binary}")
         return binary
     sides = sides_of(text)
     options = ["--workers", str(workers)]
-    options += ["--srcdict", str(dictionary)] if dictionary else ["--nwordssrc", str(vocabulary)] if words else []
+    options += ["--srcdict", str(dictionary)] if dictionary else \
+        ["--nwordssrc", str(vocabulary), "--nwordstgt", str(vocabulary)] if words else []
     if words:
         encoded = text
     else:
@@ -127,7 +140,7 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
         for split in SPLITS:
             for side in sides:
                 encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
-    preprocess(encoded, sides, binary, options, work / "preprocess.log")
+    preprocess(encoded, sides, binary, options, work / "preprocess.log", joined)
     print(f"  written: {binary}")
     return binary
 
@@ -141,6 +154,8 @@ def main() -> None:
                         help="no subwords: the most frequent words of the training text, as they stand between spaces")
     parser.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="use this one: that of a pre-training")
     parser.add_argument("--dictionary", type=Path, metavar="FILE", help="dict.txt of a pre-training, to start from it")
+    parser.add_argument("--separate-dictionaries", action="store_true",
+                        help="a dictionary for each side, of the subwords it has; for models that do not share them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()
     if arguments.workers < 1 or arguments.vocabulary < 1:
@@ -149,8 +164,10 @@ def main() -> None:
         parser.error("--dictionary and --sentencepiece-model belong together: both come from one pre-training")
     if arguments.words and arguments.sentencepiece_model:
         parser.error("--words has no subwords: leave --sentencepiece-model out")
+    if arguments.separate_dictionaries and arguments.dictionary:
+        parser.error("--separate-dictionaries makes two: leave --dictionary out")
     binarise(arguments.work, arguments.vocabulary, arguments.sentencepiece_model, arguments.dictionary,
-             arguments.workers, arguments.words)
+             arguments.workers, arguments.words, not arguments.separate_dictionaries)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from torch import Tensor
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import GIVEN_TOKENS, DiffusionLMConfig
 from diffusion_fairseq.models.diffusion_lm import DiffusionLMModel
+from diffusion_fairseq.models.persistence import fingerprint
 from diffusion_fairseq.models.published_bert import POSITIONS, TOKEN_TYPES, encoder_of, from_published
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTaskConfig
 from diffusion_fairseq.tasks.monolingual import mask_index
-from diffusion_fairseq.tasks.seq2seq_diffusion import fingerprint
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 ARCH = "diffusion_lm_base"

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Sequence
 
 from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
-from _lm_evaluation import DATA, LIKELIHOOD, MASK, VARIETY, WHOLE, Rows, Scoring, evaluate
+from _lm_evaluation import DATA, LIKELIHOOD, MASK, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
 from _lm_scorer import load_scorer
 from evaluate import TABLES, named_file, titled, write_text
 
@@ -168,8 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--gguf names a file of the scorer's folder: give --scorer FOLDER")
     rows = read_rows(args)
     scoring = read_scoring(args)
-    train = read_corpus(line for _, line in numbered_lines(args.train)) if args.train else None
-    table, signatures = evaluate(rows.rows, scoring, train, args.ngram_order, args.at_most, args.seed)
+    train = None
+    if args.train:
+        train = NGrams(read_corpus(line for _, line in numbered_lines(args.train)), args.ngram_order)
+    table, signatures = evaluate(rows.rows, scoring, train, args.at_most, args.seed)
     result = {"files": args.generated, "seed": args.seed, "signatures": signatures, "systems": table}
     as_json = json.dumps(result, indent=2, ensure_ascii=False)
     if args.format == "json":

@@ -4,16 +4,18 @@
     fairseq-train ... --log-format json --log-file train.log
     python scripts/plot_losses.py train.log --output losses.png
 
-Reads the JSON records in fairseq's log (train_inner, or train where there is none, and the validation
-subsets) and passes over all other lines. Several logs are read in the order given, as parts of one training;
-what a resumed run repeats replaces what it repeats. A term that is positive throughout gets a log axis.
+Reads the records in fairseq's log (train_inner, or train where there is none, and the validation subsets), in
+JSON or as --log-format simple and tqdm write them, and passes over all other lines. Several logs are read in the
+order given, as parts of one training; what a resumed run repeats replaces what it repeats. A term that is positive
+throughout gets a log axis.
 """
 
 import argparse
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 # what fairseq logs beside the loss terms
@@ -24,49 +26,82 @@ BOOKKEEPING = {
 }  # fmt: skip
 COUNTER = "num_updates"
 COLOURS = {"train": "#1f6fb4", "valid": "#d9541e"}
-MORE_COLOURS = ("#2a8a4a", "#7b4ea3", "#8c6d1f", "#444444")
+MORE_COLOURS = ("#2a8a4a", "#7b4ea3", "#8c6d1f", "#777777")
+# A record that is not in JSON: of an interval, of a validation subset, of an epoch.
+PLAIN = re.compile(r"epoch (\d+)(?:(:) +\d+ / \d+ | \| valid on '([^']*)' subset \| | \| )(.*)")
+# Where a record should stand: after the name that it is logged under, or a brace; or where bytes are damaged.
+RECORD = re.compile(r'[^{]*\{"|.*\| (?:train_inner|train|valid\w*) \||.*[\0\ufffd]')
 SMOOTH_ABOVE = 150
 Series = dict[str, dict[str, list[tuple[int, float]]]]
 
 
-def json_records(path: str) -> Iterator[dict]:
-    """The JSON objects that end the lines of a log, whatever stands before them."""
+def records(path: str, broken: list[int] | None = None) -> Iterator[dict]:
+    """The records that end the lines of a log, whatever stands before them.
+
+    Args:
+        broken: gets the numbers of the lines that should hold one and hold none.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
-    for line in lines:
-        start = line.find("{")
-        if start < 0:
-            continue
-        try:
-            record = json.loads(line[start:])
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+    for number, line in enumerate(lines, start=1):
+        record = json_record(line) or plain_record(line)
+        if record:
             yield record
+        elif broken is not None and RECORD.match(line):
+            broken.append(number)
 
 
-def read_series(paths: Sequence[str]) -> Series:
-    """{term: {curve: [(update, value), ...]}}; a value that is not a finite number is left out."""
+def json_record(line: str) -> dict | None:
+    start = line.find("{")
+    try:
+        record = json.loads(line[start:]) if start >= 0 else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def plain_record(line: str) -> dict | None:
+    """A record with the keys that it has in JSON; None where there is none, or not the whole of it."""
+    found = PLAIN.search(line)
+    if found is None:
+        return None
+    epoch, interval, subset, text = found.groups()
+    prefix = "" if interval else f"{subset or 'train'}_"
+    pairs = [part.strip().partition("=" if interval else " ") for part in text.split("," if interval else " | ")]
+    record = {prefix + key: value.strip() for key, _, value in pairs if value}
+    whole = len(record) == len(pairs) and prefix + COUNTER in record
+    return {"epoch": int(epoch), **record} if whole else None
+
+
+def read_series(
+    paths: Sequence[str], skipped: Collection[str] = BOOKKEEPING, broken: dict[str, list[int]] | None = None
+) -> Series:
+    """{term: {curve: [(update, value), ...]}}; a value that is not a finite number is left out.
+
+    Args:
+        skipped: names that are left out.
+        broken: gets the broken lines of each log.
+    """
     series: Series = {}
     for path in paths:
-        for record in json_records(path):
+        for record in records(path, None if broken is None else broken.setdefault(path, [])):
             # train_inner records name their keys barely; the others put their subset before each
             counters = [key for key in record if key == COUNTER or key.endswith("_" + COUNTER)]
             if counters:
-                add_record(series, record, prefix=counters[0].removesuffix(COUNTER))
+                add_record(series, record, counters[0].removesuffix(COUNTER), skipped)
     for curves in series.values():
         if "train_inner" in curves:
             curves["train"] = curves.pop("train_inner")
     return series
 
 
-def add_record(series: Series, record: dict, prefix: str) -> None:
+def add_record(series: Series, record: dict, prefix: str, skipped: Collection[str]) -> None:
     update = as_number(record[prefix + COUNTER])
     for key, text in record.items():
         term, value = key.removeprefix(prefix), as_number(text)
-        if term in BOOKKEEPING or term.startswith("best_"):
+        if term in skipped or term.startswith("best_"):
             continue
         if math.isfinite(update) and math.isfinite(value):
             curve = series.setdefault(term, {}).setdefault(prefix.rstrip("_") or "train_inner", [])
@@ -78,7 +113,7 @@ def add_record(series: Series, record: dict, prefix: str) -> None:
 def as_number(value) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -114,7 +149,9 @@ def draw_curve(axes, name: str, points: list[tuple[int, float]], colour: str) ->
         axes.plot(updates, values, color=colour, marker=marker, linewidth=1.4, label=name)
 
 
-def draw_panel(axes, term: str, curves: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+def draw_panel(
+    axes, term: str, curves: dict[str, list[tuple[int, float]]], colours: dict[str, str], log: bool
+) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     for name, points in sorted(curves.items()):
@@ -127,7 +164,7 @@ def draw_panel(axes, term: str, curves: dict[str, list[tuple[int, float]]], colo
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    if min(values) > 0:
+    if log and min(values) > 0:
         axes.set_yscale("log")
         axes.set_ylabel(f"{term} (log scale)")
         decades = math.log10(max(values) / min(values))
@@ -140,8 +177,8 @@ def draw_panel(axes, term: str, curves: dict[str, list[tuple[int, float]]], colo
     axes.legend(frameon=False, fontsize=8)
 
 
-def draw(series: Series, terms: Sequence[str], title: str):
-    """The matplotlib Figure."""
+def draw(series: Series, terms: Sequence[str], title: str, log: bool = True):
+    """The matplotlib Figure; `log`: with log axes where all values are positive."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -156,7 +193,7 @@ def draw(series: Series, terms: Sequence[str], title: str):
     figure.suptitle(title, fontsize=13)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, term in zip(panels, terms, strict=False):
-        draw_panel(axes, term, series[term], colours)
+        draw_panel(axes, term, series[term], colours, log)
         axes.set_xlim(min(updates) - margin, max(updates) + margin)
     for axes in panels[len(terms) :]:
         axes.set_visible(False)
@@ -167,14 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("logs", nargs="+", metavar="LOG", help="log written with --log-format json")
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="log of fairseq-train")
     parser.add_argument("--output", default="losses.png", metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("--terms", metavar="A,B", help="only these terms, in this order (default: all)")
     parser.add_argument("--title", help="(default: the name of the first log)")
     args = parser.parse_args(arguments)
     series = read_series(args.logs)
     if not series:
-        raise SystemExit(f"error: {', '.join(args.logs)}: no loss in JSON; train with --log-format json")
+        raise SystemExit(f"error: {', '.join(args.logs)}: no loss in it; train with --log-format json")
     terms = choose_terms(series, args.terms)
     figure = draw(series, terms, args.title or f"Training losses: {Path(args.logs[0]).name}")
     try:

@@ -9,92 +9,20 @@ neither root nor any package, and leaves the system's apt alone. Standard librar
 
 import argparse
 import hashlib
-import json
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable
 
 import _debsum
-from _apt import Apt
-from _data import DataError, progress, read_compressed, run, sha256, utf8_lines, write_files
+from _data import DataError, progress, run, sha256, utf8_lines
 from _debsum import Package, Pair
+from _descriptions import INDEXES_HELP, SCRIPTS, index_checksum, indexes_of, kept_set, read_packages, write_set
 
-SCRIPTS = Path(__file__).resolve().parent
 PIN = SCRIPTS.parent / "examples" / "debsum" / "pin.txt"
 REPORT = "debsum.json"
+RECIPE = ("_debsum.py", "_descriptions.py", "prepare_debsum.py")
 Pins = dict[str, tuple[str, str]]       # {package: (split, first digits of its Description-md5)}
-MIRROR_HINT = "put a mirror's Packages.xz and Translation-en.xz into a folder and name it with --indexes"
-
-
-# ---- indexes
-
-def fetch_indexes(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Fetch the indexes of apt's sources into folder: (Packages files, Translation-en files)."""
-    listed = Apt(folder, "en", MIRROR_HINT).get("indextargets", "--format", "$(CREATED_BY)|$(CODENAME)|$(FILENAME)")
-    found: dict[str, list[Path]] = {"Packages": [], "Translations": []}
-    for kind, codename, name in (line.split("|", 2) for line in listed.splitlines()):
-        # "bookworm-updates", "bookworm-security" and "-backports" repeat packages of the release.
-        if kind in found and "-" not in codename:
-            found[kind].append(Path(name))
-    if not all(found.values()):
-        raise DataError(f"apt's sources have no English package descriptions; {MIRROR_HINT}")
-    return found["Packages"], found["Translations"]
-
-
-def find_indexes(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The two indexes that a user put into a folder, compressed or not."""
-    found = []
-    for name in ("Packages", "Translation-en"):
-        paths = [folder / (name + suffix) for suffix in (".xz", ".bz2", ".gz", "")]
-        present = [path for path in paths if path.is_file()]
-        if not present:
-            raise DataError(f"{folder} holds no {paths[0].name}; {MIRROR_HINT}")
-        found.append(present[:1])
-    return found[0], found[1]
-
-
-def stanzas(path: Path, wanted: set[str]) -> Iterator[dict[str, str]]:
-    """The wanted fields of each stanza of an index; continued lines are joined by line feeds."""
-    fields: dict[str, str] = {}
-    field = ""
-    for line in utf8_lines(read_compressed(path), str(path)):
-        if not line:
-            if fields:
-                yield fields
-            fields, field = {}, ""
-        elif line[0] in " \t":
-            if field:
-                fields[field] += "\n" + line
-        else:
-            name, _, value = line.partition(":")
-            field = name if name in wanted else ""
-            if field:
-                fields[field] = value.strip()
-    if fields:
-        yield fields
-
-
-def read_packages(indexes: tuple[list[Path], list[Path]]) -> list[Package]:
-    """The packages whose English description the indexes hold, each name once."""
-    texts = {}
-    for path in indexes[1]:
-        for fields in stanzas(path, {"Description-md5", "Description-en"}):
-            if len(fields) == 2:
-                texts[fields["Description-md5"]] = fields["Description-en"]
-    packages = {}
-    for path in indexes[0]:
-        for fields in stanzas(path, {"Package", "Source", "Section", "Description-md5"}):
-            if "Package" in fields and fields.get("Description-md5") in texts:
-                name, md5 = fields["Package"], fields["Description-md5"]
-                synopsis, _, body = texts[md5].partition("\n")
-                packages[name] = Package(name, fields.get("Source", name).split()[0],
-                                         fields.get("Section", "unknown"), md5, synopsis, body)
-    if not packages:
-        raise DataError(f"{indexes[0][0]} and {indexes[1][0]} have no package in common; "
-                        "take both from one release")
-    return list(packages.values())
 
 
 # ---- the evaluation set
@@ -138,8 +66,8 @@ def select(packages: list[Package], pins: Pins) -> tuple[dict[str, list[Pair]], 
         progress(f"{len(left):>9,} {what}")
         return left
 
-    pairs, boilerplate = _debsum.make_pairs(packages)
-    stage("packages with an English description", pairs)
+    owned, boilerplate = _debsum.own_paragraphs(packages)
+    pairs = stage("packages with an English description", _debsum.make_pairs(owned))
     progress(f"          ({boilerplate:,} boilerplate paragraphs dropped)")
     splits, lost = take_pinned(pairs, pins)
     counts["boilerplate paragraphs"], counts["pinned"] = boilerplate, {"packages": len(pins), **lost}
@@ -173,38 +101,19 @@ def columns(splits: dict[str, list[Pair]]) -> dict[str, list[str]]:
     return files
 
 
-def is_prepared(out: Path, inputs: dict[str, str]) -> bool:
-    """Whether out holds, unchanged, what these inputs gave at an earlier run."""
-    try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        return report["inputs"] == inputs and all(sha256(out / name) == digest
-                                                  for name, digest in report["sha256"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def prepare(out: Path, indexes: Path | None, pin: Path, force: bool = False) -> dict[str, int]:
     """Build debsum into out, or keep it if it is there already; returns {split: pairs}."""
-    inputs = {"indexes": sha256(*sum(find_indexes(indexes), [])) if indexes else "apt", "pin": sha256(pin),
-              "recipe": sha256(SCRIPTS / "_debsum.py", SCRIPTS / "prepare_debsum.py")}
-    if not force and is_prepared(out, inputs):
+    inputs = {"indexes": index_checksum(indexes, "en"), "pin": sha256(pin),
+              "recipe": sha256(*(SCRIPTS / name for name in RECIPE))}
+    if not force and (sizes := kept_set(out, REPORT, inputs)):
         progress(f"{out} already holds debsum; --force builds it again")
-        return json.loads((out / REPORT).read_text(encoding="utf-8"))["pairs"]
+        return sizes
     pins = read_pins(pin)
-    if indexes:
-        packages = read_packages(find_indexes(indexes))
-    else:
-        progress("fetching the package indexes of apt's sources")
-        with tempfile.TemporaryDirectory(prefix="debsum-") as folder:
-            packages = read_packages(fetch_indexes(Path(folder)))
+    with indexes_of(indexes, "en") as found:
+        packages = read_packages(found)
     splits, counts = select(packages, pins)
-    files = columns(splits)
     sizes = {split: len(splits[split]) for split in ("train", "valid", "test")}
-    (out / REPORT).unlink(missing_ok=True)
-    write_files(out, files)
-    digests = {name: sha256(out / name) for name in files}
-    report = {"inputs": inputs, "pairs": sizes, **counts, "sha256": digests}
-    write_files(out, {REPORT: json.dumps(report, indent=1).split("\n")})
+    write_set(out, REPORT, columns(splits), {"inputs": inputs, "pairs": sizes, **counts})
     for what, count in counts["pinned"].items():
         if what != "packages" and count:
             progress(f"warning: {count:,} of {len(pins):,} pinned packages {what} in this index, left out")
@@ -222,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made when absent, kept when it already holds this set")
     parser.add_argument("--indexes", type=Path, metavar="DIR",
-                        help="read Packages and Translation-en (.xz, .bz2, .gz or plain) of DIR, without apt")
+                        help=INDEXES_HELP)
     parser.add_argument("--pin", type=Path, default=PIN, metavar="FILE",
                         help="evaluation packages, one \"valid|test package md5-prefix\" a line "
                              "(default: examples/debsum/pin.txt)")

@@ -5,9 +5,9 @@
 
 The label is looked for by another classifier than the one that leads: logistic regression over the counts of words
 (scikit-learn, which fairseq depends on), trained on TEXT/train.txt and train.label. Beside it stand the perplexity of
-a 3-gram model of TEXT/train.txt and dist-2. The row "held out" is what TEXT/valid.txt has of the label. Writes .json
-(with every text), .txt and .png; interrupted, it goes on where it was: scales that the .json holds are not generated
-again.
+a 3-gram model of TEXT/train.txt, with --scorer the AR-NLL under a causal language model, in nats a token, and dist-2.
+The row "held out" is what TEXT/valid.txt has of the label. Writes .json (with every text), .txt and .png; interrupted,
+it goes on where it was: scales that the .json holds are not generated again.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from _generated import read_lines
+from _lm_scorer import Scorer, load_scorer
 from _study import read_rows, write_rows
 from fairseq import checkpoint_utils
 from sklearn.feature_extraction.text import CountVectorizer
@@ -30,26 +31,31 @@ import diffusion_fairseq  # noqa: F401  registers the task and the models
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.diversity import distinct
+from diffusion_fairseq.metrics.model_based import ar_nll
 from diffusion_fairseq.metrics.ngram import KneserNey, kneser_ney, log_probabilities, perplexity, read_corpus
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
-COLUMNS = ("label", "perplexity", "dist-2", "seconds")
+COLUMNS = ("label", "perplexity", "AR-NLL", "dist-2", "seconds")
+PLOTTED = ("label", "perplexity", "AR-NLL", "dist-2")
 HELD_OUT = "held out"
 
 
 class Judges(NamedTuple):
-    """What texts are measured with, neither of which takes part in writing them."""
+    """What texts are measured with, none of which takes part in writing them."""
 
     classifier: Pipeline
     language_model: KneserNey
+    scorer: Optional[Scorer]
     label: str
 
-    def scores(self, texts: List[str]) -> Dict[str, float]:
-        """Per cent of the texts that have the label, their perplexity, and dist-2."""
+    def scores(self, texts: List[str]) -> Dict[str, Optional[float]]:
+        """Per cent of the texts that have the label, their perplexity, AR-NLL and dist-2."""
         found = self.classifier.predict(texts)
+        nll = None if self.scorer is None else ar_nll(texts, self.scorer.model, self.scorer.tokenizer).per_token
         return {"label": 100 * float((found == self.label).mean()),
-                "perplexity": perplexity(log_probabilities(self.language_model, texts)), "dist-2": distinct(texts, 2)}
+                "perplexity": perplexity(log_probabilities(self.language_model, texts)), "AR-NLL": nll,
+                "dist-2": distinct(texts, 2)}
 
 
 class Labelled(NamedTuple):
@@ -65,7 +71,7 @@ class Labelled(NamedTuple):
         return cls(texts, labels)
 
 
-def judges(folder: Path, label: str) -> Judges:
+def judges(folder: Path, label: str, scorer: Optional[Scorer]) -> Judges:
     """Train the judges on the labelled text.
 
     Raises:
@@ -78,7 +84,7 @@ def judges(folder: Path, label: str) -> Judges:
     words = CountVectorizer(token_pattern=r"\S+", lowercase=False)
     classifier = make_pipeline(words, LogisticRegression(max_iter=1000))
     classifier.fit(train.texts, train.labels)
-    return Judges(classifier, kneser_ney(read_corpus(train.texts)), label)
+    return Judges(classifier, kneser_ney(read_corpus(train.texts)), scorer, label)
 
 
 class Writer:
@@ -128,9 +134,10 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
     """Each measure against the scale, and that of the held-out text as a line."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     points = sorted((row for row in rows.values() if "scale" in row), key=lambda row: row["scale"])
-    for axis, name in zip(axes, COLUMNS):
+    names = [name for name in PLOTTED if all(row.get(name) is not None for row in rows.values())]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.3 * len(names), 4), layout="constrained")
+    for axis, name in zip(axes, names):
         axis.plot([row["scale"] for row in points], [row[name] for row in points], marker="o")
         axis.axhline(rows[HELD_OUT][name], linestyle="--", color="gray", label="held-out text of the label")
         axis.set(xlabel="--classifier-scale", title=name + (" (%)" if name == "label" else ""))
@@ -156,6 +163,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clamping", action="store_true", help="the clamping trick")
     parser.add_argument("--classifier-steps", type=int, default=SamplingConfig.classifier_steps)
     parser.add_argument("--classifier-fluency", type=float, default=SamplingConfig.classifier_fluency)
+    parser.add_argument("--scorer", metavar="MODEL",
+                        help="folder or hub name of a causal language model of transformers: adds AR-NLL")
+    parser.add_argument("--gguf", metavar="FILE", help="the scorer is this GGUF file of its folder")
     parser.add_argument("--batch-size", type=int, default=100, help="texts at a time (default: 100)")
     parser.add_argument("--seed", type=int, default=1, help="of the texts (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("study-guidance"), help="files to write, without ending")
@@ -165,17 +175,19 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
-    judge, held_out = judges(arguments.text, arguments.label), Labelled.read(arguments.text, "valid")
+    scorer = load_scorer("--scorer", arguments.scorer, arguments.gguf) if arguments.scorer else None
+    judge, held_out = judges(arguments.text, arguments.label, scorer), Labelled.read(arguments.text, "valid")
     file = arguments.output.with_suffix(".json")
     rows = run(Writer(arguments), judge, arguments.scales, file)
     own = [text for text, label in zip(*held_out) if label == arguments.label]
     rows[HELD_OUT] = judge.scores(own)
     write_rows(file, rows)
     accuracy = 100 * judge.classifier.score(*held_out)
+    by = "no --scorer" if scorer is None else scorer.name
     said = (f"{text_table(rows, COLUMNS, digits=2)}\n\nlabel: % of the texts that a bag-of-words classifier, which led "
             f"none of them, takes for {arguments.label} (right on {accuracy:.1f} % of valid); perplexity of a 3-gram "
-            f"model of the training text; {arguments.samples} texts a row, "
-            f"{arguments.steps} steps{', clamped' if arguments.clamping else ''}\n")
+            f"model of the training text; AR-NLL by {by}; {arguments.samples} texts a "
+            f"row, {arguments.steps} steps{', clamped' if arguments.clamping else ''}\n")
     arguments.output.with_suffix(".txt").write_text(said, encoding="utf-8")
     print(said)
     plot(rows, arguments.output.with_suffix(".png"))

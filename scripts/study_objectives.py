@@ -23,9 +23,7 @@ Interrupted, the same command goes on where it was; variants and seeds may be ad
 """
 
 import argparse
-import json
 import math
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +38,20 @@ import torch
 from _checkpoint import batches, load
 from _commands import CommandFailed
 from _generated import numbered_lines, read_generated, read_lines
-from _study import add_study_options, generate, measure, numbers, parse_study, prepare_output, report, train
+from _study import (
+    add_study_options,
+    by_variant,
+    folder_of,
+    generate,
+    keep_options,
+    mean_of,
+    measure,
+    numbers,
+    parse_study,
+    prepare_output,
+    report,
+    train,
+)
 from plot_losses import read_series
 
 from diffusion_fairseq.diffusion.process import q_sample
@@ -188,28 +199,7 @@ def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, C
             for variant in arguments.variants}
 
 
-def folder_of(variant: str, seed: int) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', variant)}-seed{seed}"
-
-
 # ---- all together
-
-def by_variant(rows: dict[str, dict]) -> dict[str, list[dict]]:
-    """The rows of each variant, in the order of their seeds."""
-    found: dict[str, list[dict]] = {}
-    for row in sorted(rows.values(), key=lambda row: row["seed"]):
-        found.setdefault(row["variant"], []).append(row)
-    return found
-
-
-def mean_of(values: list[float], digits: int) -> str | None:
-    """The mean, and where there are several the standard deviation."""
-    if not values:
-        return None
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
-
 
 def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, levels: list[int]) -> str:
     """Validation, equal noise, texts."""
@@ -268,25 +258,6 @@ def draw(axis, series: dict[str, list[list[tuple[float, float]]]]) -> None:
         axis.fill_between(x, least, most, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
-def keep_options(arguments: argparse.Namespace) -> None:
-    """Refuse to mix trainings of several kinds in one folder.
-
-    Raises:
-        UserError: what is there was trained with other options.
-    """
-    file = arguments.output / "options.json"
-    known = {"train": arguments.train, "variants": {}}
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-    changed = [name for name, options in arguments.variants.items() if known["variants"].get(name, options) != options]
-    if known["train"] != arguments.train or changed:
-        what = ", ".join(changed) or "the options after --"
-        raise UserError(f"{arguments.output} was begun with other options ({what}): name another --output, or give "
-                        f"those of {file}")
-    known["variants"].update(arguments.variants)
-    file.write_text(json.dumps(known, indent=1), encoding="utf-8")
-
-
 def variant(text: str) -> tuple[str, str]:
     name, equals, options = text.partition("=")
     if not (name.strip() and equals):
@@ -331,7 +302,7 @@ def main() -> None:
                         + (", or leave texts out with --steps 0" if arguments.steps else ""))
     arguments.work = arguments.work.resolve()
     prepare_output(arguments)
-    keep_options(arguments)
+    keep_options(arguments.output, {"train": arguments.train}, arguments.variants)
     judge = data = None
     if arguments.steps:
         corpus = ngram.read_corpus(line for _, line in numbered_lines(str(text / "train.txt")))

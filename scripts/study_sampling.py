@@ -13,17 +13,16 @@ where it was: what study.json holds is not measured again.
 import argparse
 import itertools
 import logging
-import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import torch
-from _study import numbers, read_rows, report, write_rows
+from _study import decimals, listed, numbers, report, take_turns
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 import diffusion_fairseq  # noqa: F401  registers the task and the models
 from diffusion_fairseq.diffusion.grids import GRIDS
@@ -32,7 +31,7 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.overlap import rouge
 from diffusion_fairseq.metrics.report import text_table
-from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+from diffusion_fairseq.tasks.sampling_config import WARPED, SamplingConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
 
 MEASURES = ("rouge1", "rouge2", "rougeL")
@@ -78,9 +77,9 @@ def load(arguments: argparse.Namespace) -> Study:
     return Study(model, task, batches, bpe)
 
 
-def measure(study: Study, **options) -> Dict[str, float]:
+def measure(study: Study, setting: Dict, seed: int) -> Dict[str, float]:
     """ROUGE F1 x 100, seconds of generation, and mean steps of one setting (options of SamplingConfig)."""
-    generator = DiffusionGenerator(study.model, study.task.target_dictionary, SamplingConfig(**options))
+    generator = DiffusionGenerator(study.model, study.task.target_dictionary, SamplingConfig(**setting, seed=seed))
     device = next(study.model.parameters()).device
     hypotheses, references, seconds = [], [], 0.0
     with torch.inference_mode():
@@ -98,43 +97,34 @@ def measure(study: Study, **options) -> Dict[str, float]:
 
 
 def name_of(setting: Dict) -> str:
-    patience = setting["exit_patience"]
+    patience, entropy = setting["exit_patience"], setting.get("exit_entropy")
     return (f"{setting['solver']} {setting['sampling_grid']} {setting['diffusion_steps']}"
             + (" clamped" if setting["clamping"] else "") + (f" patience {patience}" if patience else "")
+            + (f" entropy {entropy:g}" if entropy else "")
+            + (f" noise {setting['initial_noise_scale']:g}" if setting.get("initial_noise_scale", 1) != 1 else "")
             + (" published stride" if setting["stride_as_published"] else ""))
+
+
+def curve_of(setting: Dict) -> str:
+    """The name of a setting without its number of steps."""
+    return " ".join(name_of({**setting, "diffusion_steps": ""}).split())
 
 
 def settings_of(arguments: argparse.Namespace) -> List[Dict]:
     """Every combination asked for; Heun takes half the steps, since each costs two evaluations."""
     clampings = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clamping]
     found = []
-    for solver, grid, clamping, steps, patience in itertools.product(
-            arguments.solvers, arguments.grids, clampings, arguments.steps, arguments.patience):
+    exits = [exit for exit in itertools.product(arguments.patience, arguments.exit_entropies) if exit[0] or not exit[1]]
+    for solver, grid, clamping, steps, (patience, entropy), scale in itertools.product(
+            arguments.solvers, arguments.grids, clampings, arguments.steps, exits, arguments.noise_scales):
         steps = max(1, steps // 2) if solver == "heun" else steps
         found.append({"solver": solver, "sampling_grid": grid, "diffusion_steps": steps, "clamping": clamping,
-                      "exit_patience": patience or None, "stride_as_published": False})
+                      "exit_patience": patience or None, "exit_entropy": entropy or None,
+                      "initial_noise_scale": scale, "stride_as_published": False})
     if arguments.published_stride:
         found += [{**setting, "stride_as_published": True} for setting in found
                   if setting["solver"] == "ddpm" and setting["sampling_grid"] == "uniform"]
     return found
-
-
-def run(study: Study, arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
-    """Measure what the file does not hold yet; the file is rewritten after each measurement.
-
-    All settings take their turn with a seed before the next seed, so that a machine that slows down meanwhile slows
-    all of them; seconds are the median over seeds, the other columns means.
-    """
-    rows = read_rows(file)
-    wanted = [(seed, setting) for seed in range(1, arguments.seeds + 1) for setting in settings_of(arguments)
-              if len(rows.get(name_of(setting), {"seeds": ()})["seeds"]) < seed]
-    for seed, setting in tqdm(wanted, unit=" runs"):
-        seeds = rows.get(name_of(setting), {"seeds": []})["seeds"] + [measure(study, **setting, seed=seed)]
-        mean = {column: sum(found[column] for found in seeds) / len(seeds) for column in COLUMNS}
-        mean["seconds"] = statistics.median(found["seconds"] for found in seeds)
-        rows[name_of(setting)] = {**setting, **mean, "seeds": seeds}
-        write_rows(file, rows)
-    return rows
 
 
 def recommended(rows: Dict[str, Dict], share: float) -> str:
@@ -148,6 +138,9 @@ def command_line(row: Dict) -> str:
     words = ["--solver", row["solver"], "--sampling-grid", row["sampling_grid"], "--diffusion-steps",
              str(row["diffusion_steps"])] + (["--clamping"] if row["clamping"] else [])
     words += ["--exit-patience", str(row["exit_patience"])] if row["exit_patience"] else []
+    words += ["--exit-entropy", f"{row['exit_entropy']:g}"] if row.get("exit_entropy") else []
+    if row.get("initial_noise_scale", 1) != 1:
+        words += ["--initial-noise-scale", f"{row['initial_noise_scale']:g}"]
     return " ".join(words + (["--stride-as-published"] if row["stride_as_published"] else []))
 
 
@@ -158,9 +151,7 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
     curves: Dict[str, List[Dict]] = {}
     for row in rows.values():
-        label = f"{row['solver']} {row['sampling_grid']}" + (" clamped" if row["clamping"] else "")
-        label += f" patience {row['exit_patience']}" if row["exit_patience"] else ""
-        curves.setdefault(label + (" published stride" if row["stride_as_published"] else ""), []).append(row)
+        curves.setdefault(curve_of(row), []).append(row)
     for axis, key in zip(axes, ("mean steps", "seconds")):
         for number, (label, points) in enumerate(curves.items()):
             points = sorted(points, key=lambda row: row[key])
@@ -172,15 +163,24 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def listed(known) -> callable:
-    """A parser of comma-separated names out of `known`."""
-    def parse(text: str) -> List[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(known)}")
-        return names
-    return parse
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options of `settings_of`, and how often each is tried."""
+    parser.add_argument("--solvers", type=listed(SOLVERS), default=",".join(SOLVERS), metavar="A,B",
+                        help="default: %(default)s")
+    parser.add_argument("--grids", type=listed((*GRIDS, WARPED)), default=",".join(GRIDS), metavar="A,B",
+                        help=f"{', '.join(GRIDS)}, or {WARPED} for a model that has learned one (default: %(default)s)")
+    parser.add_argument("--steps", type=numbers, default="5,10,20,50", metavar="N,M", help="default: %(default)s")
+    parser.add_argument("--clamping", choices=("both", "on", "off"), default="both", help="default: %(default)s")
+    parser.add_argument("--patience", type=numbers, default="0", metavar="N,M",
+                        help="patiences of early exit to try; 0 is none (default: %(default)s)")
+    parser.add_argument("--exit-entropies", type=decimals, default="0", metavar="X,Y",
+                        help="entropies in nats, at most, to try beside each patience; 0 is none (default: "
+                             "%(default)s)")
+    parser.add_argument("--noise-scales", type=decimals, default="1", metavar="X,Y",
+                        help="--initial-noise-scale of generation (default: %(default)s)")
+    parser.add_argument("--published-stride", action="store_true",
+                        help="also the released GENIE's stride, for ddpm on a uniform grid")
+    parser.add_argument("--seeds", type=int, default=1, help="runs that are averaged (default: %(default)s)")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -190,15 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bpe-model", metavar="FILE", help="sentencepiece model that turns tokens into text")
     parser.add_argument("--subset", default="valid", help="split to generate (default: valid)")
     parser.add_argument("--output", type=Path, default=Path("study"), help="files to write, without ending")
-    parser.add_argument("--solvers", type=listed(SOLVERS), default=list(SOLVERS), metavar="A,B", help="default: all")
-    parser.add_argument("--grids", type=listed(GRIDS), default=list(GRIDS), metavar="A,B", help="default: all")
-    parser.add_argument("--steps", type=numbers, default=[5, 10, 20, 50], metavar="N,M", help="default: 5,10,20,50")
-    parser.add_argument("--clamping", choices=("both", "on", "off"), default="both", help="default: both")
-    parser.add_argument("--patience", type=numbers, default=[0], metavar="N,M",
-                        help="patiences of early exit to try; 0 is none (default: 0)")
-    parser.add_argument("--published-stride", action="store_true",
-                        help="also the released GENIE's stride, for ddpm on a uniform grid")
-    parser.add_argument("--seeds", type=int, default=1, help="runs that are averaged (default: 1)")
+    add_settings(parser)
     parser.add_argument("--share", type=float, default=0.99, help="of the best ROUGE-L that is good enough (0.99)")
     parser.add_argument("--batch-size", type=int, default=128, help="sentences at a time (default: 128)")
     parser.add_argument("--max-source-positions", type=int, default=512, help="default: 512")
@@ -210,7 +202,8 @@ def main() -> None:
     arguments = parse_arguments()
     logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     study = load(arguments)
-    rows = run(study, arguments, arguments.output.with_suffix(".json"))
+    rows = take_turns({name_of(setting): setting for setting in settings_of(arguments)}, partial(measure, study),
+                      arguments.seeds, arguments.output.with_suffix(".json"))
     choice = recommended(rows, arguments.share)
     count = sum(len(batch["id"]) for batch in study.batches)
     said = (f"{text_table(rows, COLUMNS, digits=2)}\n\n{count} sentences of {arguments.subset}, "

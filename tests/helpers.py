@@ -90,7 +90,7 @@ def make_diffuseq(dictionary: Dictionary, seed: int = 0, **options) -> DiffuSeqM
     torch.manual_seed(seed)
     sizes = dict(DIFFUSEQ["diffuseq_tiny"], dropout=0.0, max_source_positions=16, max_target_positions=16)
     cfg = OmegaConf.structured(DiffuSeqConfig(**{**sizes, **options}))
-    return DiffuSeqModel(cfg, len(dictionary), dictionary.pad(), dictionary.eos()).eval()
+    return DiffuSeqModel.of(cfg, len(dictionary), dictionary.pad(), dictionary.eos()).eval()
 
 
 def make_diffusion_lm(dictionary: Dictionary, seed: int = 0, **options) -> DiffusionLMModel:

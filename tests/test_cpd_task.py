@@ -17,8 +17,8 @@ from helpers import PACKAGE, make_dictionary, make_genie, run_module
 from omegaconf import OmegaConf
 
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.persistence import fingerprint
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig, CPDPretrainTask
-from diffusion_fairseq.tasks.seq2seq_diffusion import fingerprint
 
 # Iterators with readers in other processes, kept: torch waits five seconds for each reader of one that is thrown away.
 READERS = []

@@ -154,6 +154,9 @@ def test_loss_aware_sampler_learns_from_training_alone():
     assert model.timesteps.counts.sum() == 0
     model.train()
     criterion(model, sample)
+    assert model.timesteps.counts.sum() == 0
+    criterion(model, {**sample, "ignored": True})
+    model.end_update()
     assert model.timesteps.counts.sum() == 3
 
 

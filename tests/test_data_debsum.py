@@ -18,6 +18,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import _data  # noqa: E402
 import _debsum  # noqa: E402
+import _descriptions  # noqa: E402
 import prepare_debsum  # noqa: E402
 
 PIN = REPOSITORY / "examples" / "debsum" / "pin.txt"
@@ -114,16 +115,19 @@ def test_boilerplate_of_four_sources_is_dropped():
 
     names = ("alpha", "beta", "gamma", "delta")
     packages = [entry(f"lib{name}", body=body(name)) for name in names]
-    pairs, dropped = _debsum.make_pairs(packages)
+    owned, dropped = _debsum.own_paragraphs(packages)
+    pairs = _debsum.make_pairs(owned)
     assert [made.description for made in pairs] == [sentence(name) for name in names]
     assert dropped == 12
-    pairs, dropped = _debsum.make_pairs(packages[:3])       # "Ok." has too few letters, "URL:" is a label
+    owned, dropped = _debsum.own_paragraphs(packages[:3])    # "Ok." has too few letters, "URL:" is a label
     assert dropped == 6
-    assert pairs[0].description.endswith("This package contains the libalpha module, version 5.")
+    assert list(owned[0][1]) == [0, 1]
+    assert _debsum.make_pairs(owned)[0].description.endswith("This package contains the libalpha module, version 5.")
 
 
 def test_description_is_cut():
-    (made,), _ = _debsum.make_pairs([entry("long", body=sentence("long", 400))])
+    owned, _ = _debsum.own_paragraphs([entry("long", body=sentence("long", 400))])
+    (made,) = _debsum.make_pairs(owned)
     assert made.description.split() == sentence("long", 400).split()[:300]
 
 
@@ -244,7 +248,7 @@ def test_prepared_files_are_kept_until_something_changes(tmp_path, made_index, m
 def test_index_formats(tmp_path, compress, suffix):
     packages = [entry("a"), entry("b", source="c", section="net")]
     indexes = write_index(tmp_path / "indexes", packages, compress, suffix)
-    assert prepare_debsum.read_packages(prepare_debsum.find_indexes(indexes)) == packages
+    assert _descriptions.read_packages(_descriptions.find_indexes(indexes, "en")) == packages
 
 
 def test_same_files_whatever_the_hash_seed(tmp_path, made_index):

@@ -1,11 +1,23 @@
 import pytest
 import torch
-from helpers import make_dictionary, make_genie, make_sample, make_sampling
+from helpers import (
+    make_ddlm,
+    make_dictionary,
+    make_diffusion_lm,
+    make_genie,
+    make_prompts,
+    make_sample,
+    make_sampling,
+)
 
+from diffusion_fairseq.denoiser import Denoiser
 from diffusion_fairseq.early_exit import Live, compaction
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 
 DICTIONARY = make_dictionary()
+MASKED = make_dictionary()
+MASKED.add_symbol("<mask>")
 
 
 def flags(*rows):
@@ -131,3 +143,115 @@ def test_histogram_of_steps(model):
     assert sum(int(bar.split()[1]) for bar in bars) == 40
     _, unused = generate(model, [4])
     assert unused.steps_histogram().splitlines()[-1].split()[:2] == ["28-30", "1"]
+
+
+def exits(model, prompts, **options):
+    """The steps at which each text leaves, and its mean entropy at the generated positions after every step, by a
+    product with the whole vocabulary."""
+    generator = DiffusionGenerator(model, MASKED, make_sampling(**options))
+    source, entropies, watched = prompts["net_input"]["src_tokens"], [], {}
+    network = model.network
+    model.network = lambda *given: watched.update(hidden=network(*given)) or watched["hidden"]
+    try:
+        with torch.no_grad():
+            for _, rows in generator.buckets(model.encode(source), source, prompts["id"]):
+                for denoise, _, _ in generator.trajectory(rows):
+                    hidden = denoise.estimate
+                    if model.predicts_tokens:
+                        hidden = rows.packing.unpack(watched["hidden"])
+                    scores = model.head(hidden) if model.predicts_tokens else model.round_logits(hidden)
+                    entropy = torch.distributions.Categorical(logits=scores.double()).entropy()
+                    given = rows.memory.given(*entropy.shape)
+                    mask = torch.arange(entropy.size(1)) < rows.lengths[:, None]
+                    mask = mask if given is None else mask & ~given
+                    entropies.append((entropy * mask).sum(dim=1) / mask.sum(dim=1))
+    finally:
+        del model.network
+    with torch.no_grad():
+        found = generator.generate([model], prompts)
+    return [one[0]["steps"] for one in found], torch.stack(entropies)
+
+
+PROMPTS = make_prompts(MASKED, *(["__ab____", "________", "a_______", "_____cd."] * 3))
+STEPS, PATIENCE = 20, 2
+
+
+@pytest.mark.parametrize("make, options", [
+    (make_ddlm, {"solver": "euler"}), (make_ddlm, {"solver": "heun", "score_temperature": 0.5}),
+    (make_diffusion_lm, {"clamping": True}),
+], ids=["ddlm", "ddlm heun", "diffusion_lm"])
+def test_sentences_leave_when_they_are_stable_and_the_model_is_sure(make, options):
+    model, options = make(MASKED), {"diffusion_steps": STEPS, "exit_patience": PATIENCE, **options}
+    with torch.no_grad():  # unequal entropies of texts that settle
+        if model.predicts_tokens:
+            model.head.weight.mul_(2)
+        else:
+            model.up_projection[2].weight.mul_(0.15)
+    patient, entropies = exits(model, PROMPTS, **options)
+    assert entropies.shape == (STEPS, 12) and (entropies > 0).all()
+    limit = entropies[torch.tensor(patient) - 1, torch.arange(12)].median().item() + 1e-6
+    steps, _ = exits(model, PROMPTS, **options, exit_entropy=limit)
+    for row, (before, after) in enumerate(zip(patient, steps)):
+        assert after >= before
+        if after < STEPS:
+            assert entropies[after - 1, row] <= limit + 1e-5
+        if after > before:
+            assert entropies[before - 1, row] > limit - 1e-5
+    assert steps != patient and min(steps) < STEPS
+    assert exits(model, PROMPTS, **options, exit_entropy=0.0)[0] == [STEPS] * 12
+    assert exits(model, PROMPTS, **options, exit_entropy=100.0)[0] == patient
+
+
+@pytest.mark.parametrize("make", [make_ddlm, make_diffusion_lm])
+def test_the_entropy_does_not_depend_on_the_batch(make):
+    model = make(MASKED)
+    texts = ["__ab____", "____________cd_____.", "__", "f__________."]
+    options = {"diffusion_steps": 4, "exit_patience": 1, "exit_entropy": 1.0}
+    found = {}
+    for chosen in ([0, 1, 2, 3], [0], [1], [2], [3]):
+        generator = DiffusionGenerator(model, MASKED, make_sampling(**options))
+        prompts = make_prompts(MASKED, *(texts[i] for i in chosen), ids=chosen)
+        source = prompts["net_input"]["src_tokens"]
+        with torch.no_grad():
+            for sources, rows in generator.buckets(model.encode(source), source, prompts["id"]):
+                *_, (denoise, _, _) = generator.trajectory(rows)
+                every = torch.ones(len(sources), dtype=torch.bool)
+                for place, source_number in enumerate(sources):
+                    one = torch.arange(len(sources)) == place
+                    value, = denoise.mean_entropy(one).tolist()
+                    assert value == denoise.mean_entropy(every)[place].item()
+                    assert found.setdefault(chosen[source_number], value) == value
+    assert len(found) == 4 == len(set(found.values()))
+
+
+def test_the_entropy_is_computed_for_settled_sentences_alone(monkeypatch):
+    model, computed = make_ddlm(MASKED), []
+    entropy = Denoiser.mean_entropy
+    monkeypatch.setattr(Denoiser, "mean_entropy", lambda self, rows: computed.append(int(rows.sum())) or
+                        entropy(self, rows))
+    generator = DiffusionGenerator(model, MASKED, make_sampling(
+        solver="euler", diffusion_steps=STEPS, exit_patience=3, exit_entropy=100.0))
+    with torch.no_grad():
+        found = generator.generate([model], PROMPTS)
+    assert sum(computed) == sum(one[0]["steps"] < STEPS for one in found) > 0
+
+
+def test_an_entropy_without_patience_is_one_line(model):
+    with pytest.raises(UserError, match="--exit-entropy acts on sentences that have settled: give --exit-patience"):
+        generate(model, [4], exit_entropy=1.0)
+    with pytest.raises(UserError, match="--exit-entropy must be at least 0, got -1"):
+        generate(model, [4], exit_entropy=-1.0, exit_patience=2)
+
+
+def test_the_entropy_under_guidance_is_that_of_the_model_with_its_condition():
+    model = make_ddlm(MASKED, condition_dropout=0.1)
+    generator = DiffusionGenerator(model, MASKED, make_sampling(solver="euler", diffusion_steps=3, guidance_scale=2.0))
+    source = PROMPTS["net_input"]["src_tokens"]
+    with torch.no_grad():
+        ((_, rows),) = generator.buckets(model.encode(source), source, PROMPTS["id"])
+        denoise, before, _ = next(generator.trajectory(rows))
+        found = denoise.entropy(rows.packing)
+        seen = [model.entropy(model.network(before.xt, before.level.t, memory, rows.packing, None))
+                for memory in (rows.memory, model.unconditional(rows.memory))]
+    torch.testing.assert_close(found, seen[0])
+    assert (found - seen[1]).abs().max() > 1e-3

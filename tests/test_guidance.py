@@ -107,7 +107,7 @@ def test_the_guided_estimate_is_a_line_through_the_two_estimates(kind):
 def test_a_scale_of_one_is_off_and_costs_nothing(kind):
     model, calls = make(kind), []
     stock = model.denoise
-    model.denoise = lambda *arguments: calls.append(1) or stock(*arguments)
+    model.denoise = lambda *arguments, **options: calls.append(1) or stock(*arguments, **options)
     off, _ = generate(model, sources(kind))
     count = len(calls)
     one, _ = generate(model, sources(kind), guidance_scale=1.0)

@@ -29,9 +29,9 @@ from diffusion_fairseq.guidance import ClassifierGuidance
 from diffusion_fairseq.models.config import LatentClassifierConfig
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
 from diffusion_fairseq.models.latent_space import LatentSpace
+from diffusion_fairseq.models.persistence import fingerprint
 from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.latent_classification import LatentClassificationTask, LatentClassificationTaskConfig
-from diffusion_fairseq.tasks.seq2seq_diffusion import fingerprint
 
 DICTIONARY = make_dictionary()
 MASK = DICTIONARY.add_symbol("<mask>")

@@ -37,6 +37,7 @@ def train(model, updates=3):
         loss, sample_size, _ = criterion(model, sample)
         assert torch.isfinite(loss)
         (loss / sample_size).backward()
+        model.end_update()
         optimizer.step()
     model.eval()
     return tables
@@ -52,6 +53,7 @@ def adapted(**options):
         t = torch.arange(T).repeat(10)
         losses = (1 - alpha_bar.t()[t]) ** shape.t()
         model.schedule.observe(t, losses, torch.ones_like(losses, dtype=torch.bool))
+        model.schedule.end_update()
         assert model.schedule.reinterpolate() == len(alpha_bar)
     return model
 

@@ -108,3 +108,36 @@ def test_sampling_is_analysed(work):
         assert all(len(values) == 6 for values in found.values())
         assert found["score_cosine"][-1] == pytest.approx(1) and found["switches"][0] == 0
         assert 0 <= min(found["entropy"]) and found["xt_norm"][0] > found["xt_norm"][-1]
+
+
+def test_the_learned_law_of_t_is_analysed(work):
+    """On the model of the test above, which runs first."""
+    path = work / "ddlm" / "checkpoint_last.pt"
+    if not path.exists():
+        pytest.skip("the DDLM was not trained")
+    words = [sys.executable, REPOSITORY / "scripts/analyse_times.py", work / "lm", "--path", path, "--task",
+             "diffusion_lm", "--max-target-positions", "12", "--subset", "valid", "--levels", "8", "--output",
+             work / "times"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    found = json.loads((work / "times.json").read_text())
+    assert len(found["loss"]) == 8 and found["loss"][0] < found["loss"][-1]
+    assert set(found["laws"]) == {"uniform", "time-warp", "gumbel"} and "off the line" in done.stdout
+    assert all(row["R2"] <= 1 for row in found["laws"].values()) and (work / "times.png").stat().st_size > 10000
+
+
+def test_the_base_trains_on_a_cpu(work, tmp_path):
+    """147 million parameters with 32,000 types; 3 updates of 8 texts."""
+    words = [*WORDS, *(f"rare{number}" for number in range(32000 - 5 - len(WORDS))), "<mask>"]
+    (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
+    run_module("preprocess", "--only-source", "--trainpref", work / "train.src", "--srcdict", tmp_path / "dict.txt",
+               "--destdir", tmp_path / "lm", plugin=False)
+    done = run_module("train", tmp_path / "lm", "--task", "diffusion_lm", "--tokens-per-sample", "64",
+                      "--sample-break-mode", "none", "--masking", "span", "--arch", "ddlm_base", "--criterion",
+                      "score_interpolation", "--optimizer", "adam", "--lr", "3e-5", "--batch-size", "8", "--max-update",
+                      "3", "--cpu", "--num-workers", "0", "--log-format", "json", "--log-interval", "1", "--seed", "7",
+                      "--disable-validation", "--no-save", "--save-dir", tmp_path)
+    log = done.stdout + done.stderr
+    parameters = int(re.search(r"num. shared model params: ([\d,]+)", log)[1].replace(",", ""))
+    assert parameters == pytest.approx(147e6, rel=0.02)
+    found = losses(log, "ce")
+    assert len(found) == 3 and all(0 < loss < 12 for loss in found) and found[2] != found[0]

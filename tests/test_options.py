@@ -13,7 +13,9 @@ from diffusion_fairseq.criterions.latent_classification import LatentClassificat
 from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.models.config import (
+    DDLMClassifierConfig,
     DDLMConfig,
+    DDLMSizes,
     DiffuSeqConfig,
     DiffusionLMConfig,
     GenieConfig,
@@ -22,10 +24,11 @@ from diffusion_fairseq.models.config import (
     TransformerConfig,
     TransformerSizes,
 )
-from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
+from diffusion_fairseq.models.presets import DDLM, DDLM_CLASSIFIER, DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
 from diffusion_fairseq.scoring.rouge import RougeScorerConfig
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTaskConfig
+from diffusion_fairseq.tasks.eval_bound import EvalBoundConfig
 from diffusion_fairseq.tasks.eval_rouge import EvalRougeConfig
 from diffusion_fairseq.tasks.latent_classification import LatentClassificationTaskConfig
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
@@ -41,30 +44,35 @@ OPTIONS = {
         "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding", "condition_dropout",
     },
     SamplingConfig: {
-        "diffusion_steps", "solver", "sampling_grid", "exit_patience", "stride_as_published",
+        "diffusion_steps", "solver", "sampling_grid", "exit_patience", "exit_entropy", "stride_as_published",
         "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
         "length_beam", "seed", "joint_sampling", "initial_noise_scale", "score_temperature", "guidance_scale",
         "classifier", "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
     },
+    EvalBoundConfig: {"eval_bound"},
     EvalRougeConfig: {"eval_rouge", "eval_rouge_steps", "eval_rouge_sentences", "eval_rouge_remove_bpe"},
     Seq2SeqDiffusionConfig: {
         "left_pad_source", "max_source_positions", "max_target_positions", "compile_layers", "num_shards", "shard_id",
+        "resume_generation",
     },
     CPDPretrainConfig: {
         "max_target_positions", "tokens_per_sample", "document_break", "paragraph_ratio", "min_document_tokens",
     },
     DiffusionVLBConfig: {
-        "timestep_sampler", "timesteps_per_encoding", "padding_in_mean", "given_in_loss", "mse_weight",
-        "rounding_weight", "prior_weight", "length_weight",
+        "timestep_sampler", "skip_bad_batches", "timesteps_per_encoding", "padding_in_mean", "given_in_loss",
+        "mse_weight", "rounding_weight", "prior_weight", "length_weight",
     },
     DiffusionAnchorConfig: {"rounding_weight", "anchor_weight", "label_smoothing", "detach"},
     DiffusionLMConfig: {"encoder_layers", "length_model", "given_tokens"},
-    DDLMConfig: {
-        "latent_dim", "model_dim", "ffn_dim", "attention_heads", "encoder_layers", "self_conditioning", "length_model",
-        "t_min", "t_max", "rotary",
+    DDLMSizes: {
+        "latent_dim", "model_dim", "ffn_dim", "attention_heads", "encoder_layers", "self_conditioning", "t_min",
+        "t_max", "rotary",
     },
+    DDLMConfig: {"length_model"},
+    DDLMClassifierConfig: {"classification_time", "freeze_encoder", "max_positions"},
     ScoreInterpolationConfig: {"timestep_sampler", "label_smoothing"},
-    DiffuSeqConfig: {"encoder_layers", "noising", "mark_source", "double_separator", "jitter_source"},
+    DiffuSeqConfig: {"encoder_layers", "noising", "mark_source", "double_separator", "jitter_source",
+                     "causal_source"},
     DiffusionLMTaskConfig: {
         "tokens_per_sample", "sample_break_mode", "masking", "given_positions", "prompt_length", "max_source_positions",
         "max_target_positions",
@@ -75,20 +83,22 @@ OPTIONS = {
     RougeScorerConfig: {"rouge_types", "rouge_no_stemmer"},
 }
 # Declared by one owner, taken over by another with an interpolation.
-TAKEN_OVER = {"max_source_positions", "max_target_positions", "seed", "num_shards", "shard_id"}
+TAKEN_OVER = {"max_positions", "max_source_positions", "max_target_positions", "seed", "num_shards", "shard_id"}
 # Options with another default for some models, criterions or tasks.
 OTHER_DEFAULT = {"latent_dim", "model_dim", "ffn_dim", "attention_heads", "self_conditioning", "timestep_sampler",
                  "label_smoothing", "rounding_weight", "encoder_layers", "length_model", "tokens_per_sample"}
 
 
 INHERITED = {
-    Seq2SeqDiffusionConfig: (SamplingConfig, EvalRougeConfig, TranslationConfig),
+    Seq2SeqDiffusionConfig: (SamplingConfig, EvalRougeConfig, EvalBoundConfig, TranslationConfig),
     CPDPretrainConfig: (Seq2SeqDiffusionConfig,),
     DiffusionLMTaskConfig: (Seq2SeqDiffusionConfig,),
     DiffusionAnchorConfig: (DiffusionVLBConfig,),
     DiffusionLMConfig: (TransformerConfig,),
     DiffuSeqConfig: (TransformerConfig,),
-    DDLMConfig: (TransformerSizes, LatentConfig),
+    DDLMSizes: (TransformerSizes,),
+    DDLMConfig: (DDLMSizes, LatentConfig),
+    DDLMClassifierConfig: (DDLMSizes,),
     ScoreInterpolationConfig: (DiffusionCriterionConfig,),
     LatentClassifierConfig: (TransformerSizes,),
     LatentClassificationConfig: (TimestepConfig,),
@@ -132,7 +142,8 @@ def test_every_option_is_read(config):
 
 def test_presets_name_real_options():
     for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig), (DIFFUSEQ, DiffuSeqConfig),
-                            (LATENT_CLASSIFIER, LatentClassifierConfig)):
+                            (LATENT_CLASSIFIER, LatentClassifierConfig), (DDLM, DDLMConfig),
+                            (DDLM_CLASSIFIER, DDLMClassifierConfig)):
         for arch, preset in presets.items():
             assert set(preset) <= {field.name for field in dataclasses.fields(config)} - TAKEN_OVER, arch
 

@@ -47,7 +47,7 @@ def log(tmp_path):
     return write
 
 
-def test_terms_and_curves_come_from_the_json_records_only(log):
+def test_terms_and_curves_come_from_the_records_only(log):
     assert plot_losses.read_series([log(LOG)]) == {
         "loss": {"train": [(10, 4.5), (20, 4.0)], "valid": [(20, 4.2)]},
         "mse": {"train": [(10, 2.0), (20, 1.5)], "valid": [(20, 1.6)]},
@@ -58,6 +58,42 @@ def test_terms_and_curves_come_from_the_json_records_only(log):
 def test_records_without_a_prefix_read_the_same(log):
     bare = [line[line.find("{") :] if " | " in line else line for line in LOG]
     assert plot_losses.read_series([log(bare)]) == plot_losses.read_series([log(LOG)])
+
+
+def plain(record):
+    """A JSON line as --log-format simple writes it."""
+    before, _, text = record.rpartition(" | ")
+    subset = before.rpartition(" | ")[2]
+    values = {k.removeprefix(f"{subset}_"): v for k, v in json.loads(text).items() if k not in ("epoch", "update")}
+    if subset == "train_inner":
+        return f"{before} | epoch 001:     10 / 20 " + ", ".join(f"{k}={v}" for k, v in values.items())
+    title = "epoch 001" if subset == "train" else f"epoch 001 | valid on '{subset}' subset"
+    return f"{before} | {title} | " + " | ".join(f"{k} {v}" for k, v in values.items())
+
+
+def test_plain_records_read_the_same(log):
+    lines = [plain(line) for line in LOG[2:6]]
+    assert " / " in lines[0] and "valid on 'valid' subset" in lines[2] and "{" not in "".join(lines)
+    assert plot_losses.read_series([log(lines)]) == plot_losses.read_series([log(LOG)])
+
+
+def test_broken_lines_are_numbered_and_others_are_not(log):
+    whole = inner(30, mse="1")
+    lines = [
+        *LOG[:6],
+        '{"epoch": 1, "loss": "3", "num_upd',
+        plain(whole)[:-40],
+        PREFIX.format("train_inner"),
+        "\0\0\0",
+        "| INFO | fairseq_cli.train | begin training epoch 1",
+        "epoch 001:  50%|#####     | 10/20 [00:01<00:01, loss=3]",
+        "{}",
+        "\0\0" + whole,
+    ]
+    broken = {}
+    series = plot_losses.read_series([log(lines)], broken=broken)
+    assert list(broken.values()) == [[9, 10, 11, 12]]  # one line of LOG is three
+    assert series["mse"]["train"][-1] == (30, 1.0)
 
 
 def test_epoch_means_stand_in_where_there_is_no_train_inner(log):
@@ -78,6 +114,7 @@ def test_values_that_are_no_finite_number_are_left_out(log):
         inner(30, mse="-1"),
         inner(40, mse="x"),
         inner(50, mse=None),
+        inner(60, mse=10**400),
     ]
     assert plot_losses.read_series([log(lines)])["mse"]["train"] == [(30, -1.0)]
 
@@ -147,7 +184,7 @@ def test_errors_are_one_line(log, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"^error: .*none\.log: No such file or directory$"):
         plot_losses.main([str(tmp_path / "none.log")])
     with pytest.raises(
-        SystemExit, match=r"^error: .*train\.log: no loss in JSON; train with --log-format json$"
+        SystemExit, match=r"^error: .*train\.log: no loss in it; train with --log-format json$"
     ):
         plot_losses.main([log(["epoch 001 | loss 3.2", "{}"])])
     with pytest.raises(SystemExit, match=r"^error: .*x\.png: "):

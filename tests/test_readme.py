@@ -1,52 +1,177 @@
-"""What the README tells people to type exists and takes the options that it shows."""
+"""What the README and the documentation tell people to type exists and takes the options that it shows."""
 
+import argparse
+import dataclasses
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+from functools import cache
+from itertools import takewhile
 
 import pytest
 from fairseq import options
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from helpers import PACKAGE, REPOSITORY
 
 README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCRIPTS = REPOSITORY / "scripts"
 PARSERS = {
     "fairseq-train": options.get_training_parser,
     "fairseq-generate": options.get_generation_parser,
     "fairseq-interactive": options.get_interactive_generation_parser,
 }
+TASKS = {"seq2seq_diffusion", "cpd_pretrain", "diffusion_lm", "latent_classification", "sentence_prediction"}
+BLOCK = re.compile(r"^```\n(.*?)^```", re.M | re.S)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+CHOSEN_BY_RECIPE = ("--task", "--arch", "--criterion", "--optimizer", "--lr-scheduler")
+parse_args = argparse.ArgumentParser.parse_args
+
+
+class Parsed(Exception):
+    """A script has come to the point where it reads its command line."""
+
+
+def split(line):
+    """The commands of a line, without what the shell does around them."""
+    words = []
+    for word in [*shlex.split(line, comments=True), "&&"]:
+        if word not in ("&&", "|", ";"):
+            words.append(word)
+            continue
+        words = list(takewhile(lambda w: not w.startswith(">"), words))
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        if words and (words[0] in ("bash", "python") or words[0].startswith("fairseq-")):
+            yield words
+        words = []
 
 
 def commands():
-    for block in re.findall(r"^```\n(.*?)^```", README.read_text(), re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            parts = shlex.split(line, comments=True)
-            while "&&" in parts:
-                words, parts = parts[: parts.index("&&")], parts[parts.index("&&") + 1 :]
-                yield pytest.param(words, id=" ".join(words[:2]))
-            words = parts
-            if words and (words[0] in ("bash", "python") or words[0].startswith("fairseq-")):
-                yield pytest.param(words, id=" ".join(words[:2]))
+    for page in PAGES:
+        for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                for words in split(line):
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words[:2])}")
 
 
-@pytest.mark.parametrize("words", commands())
-def test_commands_take_the_options_shown(words, monkeypatch):
-    if words[0] in PARSERS:
-        arguments = [str(PACKAGE) if word == "diffusion_fairseq" else word for word in words[1:]]
-        monkeypatch.setattr(sys, "argv", [words[0], *arguments])
-        parsed = options.parse_args_and_arch(PARSERS[words[0]](), input_args=arguments)
-        assert parsed.task == "seq2seq_diffusion"
+@cache
+def known_options():
+    """All options of fairseq, the package and the scripts."""
+    found = set()
+    for parser in (*PARSERS.values(), options.get_preprocessing_parser):
+        found.update(parser()._option_string_actions)
+    registered = [TASK_DATACLASS_REGISTRY, MODEL_DATACLASS_REGISTRY, CRITERION_DATACLASS_REGISTRY]
+    registered += [registry["dataclass_registry"] for registry in REGISTRIES.values()]
+    for registry in registered:
+        for made in filter(None, registry.values()):
+            found.update("--" + field.name.replace("_", "-") for field in dataclasses.fields(made))
+    for script in (*SCRIPTS.glob("*.py"), *SCRIPTS.glob("*.sh")):
+        found.update(re.findall(r'"(--[a-z][a-z0-9-]*)"' if script.suffix == ".py" else OPTION, script.read_text()))
+    return found
+
+
+def check_fairseq(words, monkeypatch):
+    arguments = [str(PACKAGE) if word == "diffusion_fairseq" else word for word in words[1:]]
+    monkeypatch.setattr(sys, "argv", [words[0], *arguments])
+    parsed = options.parse_args_and_arch(PARSERS[words[0]](), input_args=arguments)
+    assert parsed.task in TASKS
+
+
+def check_python(words, monkeypatch):
+    """Run a script up to its parser, and let that read the command; what follows -- goes to fairseq-train."""
+    own = list(takewhile("--".__ne__, words[2:]))
+    training = words[3 + len(own) :]
+
+    def stop(parser, *_):
+        raise Parsed(parser)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patched.setattr(sys, "argv", words[1:])
+        patched.syspath_prepend(str(SCRIPTS))
+        with pytest.raises(Parsed) as reached:
+            runpy.run_path(str(REPOSITORY / words[1]), run_name="__main__")
+    parser = reached.value.args[0]
+    # argparse would take the beginning of an option for it.
+    assert {word.split("=")[0] for word in own if word.startswith("--")} <= parser._option_string_actions.keys()
+    if "--help" not in own:
+        parse_args(parser, own)
+    assert {word for word in training if word.startswith("--")} <= known_options()
+
+
+def check_recipe(script, words, monkeypatch):
+    """The options of the command behind a recipe, read by its parser with what the recipe chooses."""
+    given = list(takewhile(lambda word: not word.startswith("--"), words))
+    words, folder = words[len(given) :], script.parent
+    sources = [script, folder / "systems.sh", folder.parent / "recipe.sh"]
+    text = script.read_text()
+    if "language_model.sh" in text:
+        sources.insert(1, folder.parent / "language_model.sh")
+    text = "\n".join(source.read_text() for source in sources if source.exists())
+    if folder.name in ("baselines", "glue", "slurm") or script.stem not in ("train", "generate", "lm"):
+        # Other systems; options that prepare the data or choose a task.
+        assert {word for word in words if word.startswith("--")} <= known_options()
+        return
+    command = "fairseq-generate" if script.stem == "generate" else "fairseq-train"
+    chosen = ["--path", "model.pt"] if script.stem == "generate" else []
+    for name in CHOSEN_BY_RECIPE[: 1 if script.stem == "generate" else None]:
+        found = re.search(rf"{name} (\w+)", text)
+        if found and name not in words:
+            chosen += [name, found[1]]
+    check_fairseq([command, "data-bin", "--user-dir", "diffusion_fairseq", *chosen, *words], monkeypatch)
+
+
+def check(words, monkeypatch):
+    if words[0].startswith("fairseq-"):
+        check_fairseq(words, monkeypatch)
         return
     script = REPOSITORY / words[1]
     assert script.is_file()
-    if script.is_relative_to(REPOSITORY / "examples"):
-        return  # its options are those of the command behind; test_recipes runs it
-    interpreter = "bash" if words[0] == "bash" else sys.executable
-    if script.name != "quickstart.sh":  # it sets up first; its options are quickstart.py's
-        shown = subprocess.run([interpreter, script, "--help"], capture_output=True, text=True, check=True).stdout
-        for word in words[2:]:
-            if word.startswith("--"):
-                assert word in shown
+    if words[0] == "python":
+        check_python(words, monkeypatch)
+    elif script.is_relative_to(REPOSITORY / "examples"):
+        check_recipe(script, words[2:], monkeypatch)
+    else:
+        text = "".join(file.read_text() for file in (script, script.with_suffix(".py")) if file.exists())
+        for option in OPTION.findall(" ".join(words[2:])):
+            assert option in text
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_take_the_options_shown(words, monkeypatch):
+    check(words, monkeypatch)
+
+
+@pytest.mark.parametrize("line", [
+    "fairseq-generate data-bin --user-dir diffusion_fairseq --task seq2seq_diffusion --path ck.pt --exit-patients 8",
+    "python scripts/merge_generations.py shard0.txt --out generate.txt",
+    "python scripts/study_objectives.py runs/x --variants losses --output o -- --arch diffusion_lm_base --no-such 1",
+    "bash examples/xsum/train.sh --share-embedding",
+    "bash examples/qqp/train.sh --masking span",
+    "bash examples/c4/generate.sh 0:32 --exit-entropie 1",
+    "bash examples/xsum/prepare.sh path --vocabularies 8000",
+    "bash scripts/quickstart.sh --minuts 40",
+    "bash examples/xsum/training.sh",
+])
+def test_a_misspelt_command_is_found(line, monkeypatch):
+    (words,) = split(line)
+    with pytest.raises((AssertionError, SystemExit)):
+        check(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_text_names_exists(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    assert set(OPTION.findall(text)) - known_options() == set()
+    for name in re.findall(r"\b(?:bash|python3?) ((?:scripts|examples)/[\w/.-]+)", text):
+        assert (REPOSITORY / name).is_file(), name
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
 
 
 def test_every_registered_name_is_in_the_readme():

@@ -13,11 +13,14 @@ from helpers import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from prepare_kjvweb import EXAMPLE, read_archive  # noqa: E402, I001
 from prepare_pairs import LAYOUTS  # noqa: E402
+from test_data_translation import made, write_indexes  # noqa: E402
 
 pytestmark = pytest.mark.slow
 SMALL = ["--arch", "genie_tiny", "--batch-size", "16", "--update-freq", "1", "--max-tokens", "4000",
          "--max-update", "6", "--warmup-updates", "2", "--total-num-update", "6", "--save-interval-updates", "3",
          "--disable-validation", "--cpu"]
+BASELINE_SIZES = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in (
+    "embed-dim=32", "ffn-embed-dim=32", "layers=1", "attention-heads=2")]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,28 @@ def test_the_paraphrase_recipe_runs_from_a_table_of_questions_to_scores(tmp_path
     assert "self-BLEU" in done.stdout and (tmp_path / "work/scores.json").exists()
 
 
+@pytest.mark.parametrize("dictionaries, architecture", [
+    ([], "diffuseq_tiny"), (["--separate-dictionaries"], "genie_tiny")])
+def test_the_translation_recipe_runs_from_indexes_to_scores(tmp_path, dictionaries, architecture):
+    packages = made(60)
+    indexes = write_indexes(tmp_path / "indexes", packages, packages)
+    work = tmp_path / "work"
+    for script, *arguments in (
+            ("prepare", indexes, "--vocabulary", 300, "--workers", 1, *dictionaries),
+            ("train", "--arch", architecture, *SMALL[2:]),
+            ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2)):
+        done = recipe("translation", script, work, *arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "copy of the source" in done.stdout and " chrF " in done.stdout and (work / "scores.json").exists()
+    source, target = ((work / f"data-bin/dict.{side}.txt").read_text() for side in ("src", "tgt"))
+    assert (source == target) == (not dictionaries)
+    done = recipe("baselines", "train", work, "transformer", work, *BASELINE_SIZES, "--max-update", 2, "--max-tokens",
+                  500, "--cpu", "--disable-validation")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = recipe("baselines", "generate", work, "transformer", work, "--cpu", "--max-len-b", 10)
+    assert done.returncode == 0 and "\ntransformer " in done.stdout, done.stderr[-2000:]
+
+
 def test_prepare_says_what_is_missing(tmp_path):
     (tmp_path / "raw").mkdir()
     done = recipe("xsum", "prepare", tmp_path / "work", tmp_path / "raw")
@@ -102,10 +127,8 @@ def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(tmp_path, ver
     stand_in(tmp_path / "raw", LAYOUTS["gigaword"][0], verses)
     work = tmp_path / "work"
     assert recipe("gigaword", "prepare", work, tmp_path / "raw", "--vocabulary", 500, "--workers", 1).returncode == 0
-    sizes = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim=32", "ffn-embed-dim=32",
-                                                                               "layers=1", "attention-heads=2")]
-    done = recipe("baselines", "train", work, system, work, *sizes, "--max-update", 2, "--max-tokens", 500, "--cpu",
-                  "--disable-validation")
+    done = recipe("baselines", "train", work, system, work, *BASELINE_SIZES, "--max-update", 2, "--max-tokens",
+                  500, "--cpu", "--disable-validation")
     assert done.returncode == 0, done.stderr[-2000:]
     done = recipe("baselines", "generate", work, system, work, "--cpu", "--max-len-b", 10)
     assert done.returncode == 0 and f"\n{system} " in done.stdout, done.stderr[-2000:]

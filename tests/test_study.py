@@ -30,9 +30,13 @@ def test_study_measures_every_setting_once_and_recommends_one(tmp_path):
     run_script(*command, "ddim,heun", "--steps", "2")
     first = json.loads((tmp_path / "study.json").read_text())
     assert set(first) == {"ddim uniform 2", "heun uniform 1"}
-    done = run_script(*command, "ddim,heun", "--steps", "2,4", "--patience", "0,1")
+    done = run_script(*command, "ddim,heun", "--steps", "2,4", "--patience", "0,1", "--exit-entropies",
+                      "0,1.5")
     rows = json.loads((tmp_path / "study.json").read_text())
-    assert len(rows) == 8 and all(rows[name] == first[name] for name in first)
+    assert {name for name in rows if "entropy" in name} == {
+        f"{name} patience 1 entropy 1.5" for name in ("ddim uniform 2", "ddim uniform 4", "heun uniform 1",
+                                                      "heun uniform 2")}
+    assert len(rows) == 12 and all(rows[name] == first[name] for name in first)
     assert all(0 <= row["rougeL"] <= 100 and row["seconds"] > 0 for row in rows.values())
     assert "recommended: --solver" in done.stdout and (tmp_path / "study.png").stat().st_size > 10000
     run_script(*command, "ddpm", "--steps", "2", "--published-stride")

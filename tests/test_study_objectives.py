@@ -4,7 +4,6 @@ import json
 import random
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +63,7 @@ def test_bands_are_over_the_updates_that_all_seeds_have():
 
 def test_trainings_with_other_options_are_not_mixed(tmp_path):
     def keep(train, **variants):
-        study.keep_options(SimpleNamespace(output=tmp_path, train=train, variants=variants))
+        study.keep_options(tmp_path, {"train": train}, variants)
 
     keep(["--lr", "1"], a="--seed 1")
     keep(["--lr", "1"], a="--seed 1", b="--seed 2")

@@ -6,11 +6,13 @@ The hosts are `main` (git main since December 2022 and its releases, such as ve-
 
 import functools
 
+from diffusion_fairseq.compat.bad_batches import report_bad_batches
 from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, stop_prefetch_at_exit
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.literals import literal_eval
-from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu
+from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu, spawn_without_gpus
+from diffusion_fairseq.compat.saving import save_whole_checkpoints
 from diffusion_fairseq.compat.search import diverse_beam_search
 from diffusion_fairseq.compat.training import (
     better_transformer,
@@ -26,8 +28,11 @@ MENDS = (
     literal_eval,
     report_bad_checkpoints,
     report_bad_bert,
+    report_bad_batches,
+    save_whole_checkpoints,
     broadcast_object,
     join_torchrun,
+    spawn_without_gpus,
     replicate_on_cpu,
     stop_prefetch_at_exit,
     keep_last_batch,

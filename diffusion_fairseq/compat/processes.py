@@ -1,6 +1,7 @@
-"""Several processes: resuming them, and torchrun on machines without GPUs."""
+"""Several processes: resuming them, and starting them on machines without GPUs."""
 
 import os
+import socket
 
 import torch
 from fairseq.distributed import utils as distributed
@@ -57,6 +58,30 @@ def join_torchrun() -> None:
 
     replace(distributed, "infer_init_method", infer_init_method)
     replace(distributed, "_infer_torch_distributed_launch_init", join_without_gpus)
+
+
+def spawn_without_gpus() -> None:
+    """Start as many processes as --distributed-world-size says on a machine without GPUs.
+
+    Both hosts: they count the GPUs, and refuse. https://github.com/facebookresearch/fairseq/issues/2879
+    """
+    stock = distributed.call_main
+
+    def call_main(cfg, main, **kwargs):
+        options = cfg.distributed_training
+        started = "RANK" in os.environ or options.distributed_no_spawn or options.distributed_port > 0
+        alone = options.distributed_world_size == 1 or cfg.common.tpu
+        if torch.cuda.device_count() or alone or started or options.distributed_init_method is not None:
+            return stock(cfg, main, **kwargs)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            options.distributed_init_method = f"tcp://localhost:{free.getsockname()[1]}"
+        options.distributed_backend = "gloo"
+        options.distributed_rank = None
+        arguments = (main, cfg, {**kwargs, "start_rank": 0})
+        return torch.multiprocessing.spawn(distributed.distributed_main, arguments, options.distributed_world_size)
+
+    replace(distributed, "call_main", call_main)
 
 
 def replicate_on_cpu() -> None:

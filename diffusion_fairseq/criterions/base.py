@@ -29,6 +29,12 @@ class TimestepConfig(FairseqDataclass):
                           "a batch and lowers the variance for nothing; loss-second-moment draws hard t more often "
                           "and weighs them less"},
     )
+    skip_bad_batches: bool = field(
+        default=False,
+        metadata={"help": "leave out an update whose loss or gradient is not finite, with a warning that names its "
+                          "sentences, in place of stopping there: for a rare bad sentence in a long run; the weights "
+                          "stay clean either way"},
+    )
 
 
 @dataclass
@@ -63,7 +69,7 @@ class DiffusionCriterion(FairseqCriterion):
         super().__init__(task)
         if cfg.timesteps_per_encoding < 1:
             raise UserError(f"--timesteps-per-encoding must be at least 1, got {cfg.timesteps_per_encoding}")
-        self.cfg = cfg
+        self.cfg, self.skips_bad_batches = cfg, cfg.skip_bad_batches
         self.objective = Objective(given=cfg.given_in_loss)
         # Of the embeddings as they were at their last update: validation has many batches and one table.
         self._health: Tuple[int, Dict[str, float]] = (-1, {})
@@ -97,10 +103,13 @@ class DiffusionCriterion(FairseqCriterion):
         count = weight.sum(dim=1)
         per_example = sum(share * term for share, term in terms.values())
         if model.training:
-            sampler.update(t, (per_example / count).detach())
+            # Nothing, where the host computes a batch only so that all processes have as many.
+            kept = slice(0 if sample.get("ignored") else None)
+            model.meet(t[kept], (per_example / count)[kept])
             if isinstance(model.schedule, AdaptiveSchedule):
                 # Of x0 whatever is predicted: the error of predicted noise falls with t.
-                model.schedule.observe(t, (parts.pred_x0 - parts.x0).detach().square().mean(dim=-1), parts.counts)
+                error = (parts.pred_x0 - parts.x0).detach().square().mean(dim=-1)
+                model.schedule.observe(t[kept], error[kept], parts.counts[kept])
         loss = (per_example * importance).sum()
         sample_size = count.sum()
         log = {name: term.detach().sum() for name, (_, term) in terms.items()}
@@ -114,7 +123,7 @@ class DiffusionCriterion(FairseqCriterion):
             log.update(t0=log_sum(terms["mse"][1], at_zero), t0_count=log_sum(count, at_zero))
         if not model.training:
             log.update(self.watch(model, parts, weight))
-        return loss, sample_size, log
+        return poisoned(loss), sample_size, log
 
     def watch(self, model, parts: TrainingPass, weight: Tensor) -> Dict[str, Any]:
         """What validation logs beside the losses: the shares of positions whose token the noised embedding x0 and the
@@ -136,13 +145,14 @@ class DiffusionCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Log every term per position (length: per sentence, t0: per position of examples at t = 0), in nats."""
-        own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count", HEALTH_COUNT}
+        """Log every term per position (length: per sentence, t0: per position of examples at t = 0), in nats; what
+        begins with _ is another's to log."""
+        own = {"sample_size", "ntokens", "nsentences", "t0", "t0_count"}
         total = {name: sum(log[name] for log in logging_outputs) for name in logging_outputs[0]}
         per, digits = {"length": "nsentences"}, {"prior": 10}
         per.update({name: HEALTH_COUNT for name in total if name.startswith(HEALTH)})
         for name in total:
-            if name not in own:
+            if name not in own and not name.startswith("_"):
                 count = float(total[per.get(name, "sample_size")])
                 metrics.log_scalar(name, float(total[name]) / max(count, 1.0), count, round=digits.get(name, 4))
         if total.get("t0_count", 0) > 0:
@@ -165,6 +175,12 @@ def draw_timesteps(sampler: UniformTimesteps, n: int, device: torch.device,
     order = torch.randperm(n, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     t = sampler.spread((order + 0.5) / n).to(device)
     return t, torch.ones(n, device=device), torch.Generator(device).manual_seed(VALIDATION_SEED)
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite its whole gradient is not either, so that the one check of the gradient's norm,
+    which all processes share, sees both."""
+    return loss * (1 + 0 * loss.detach())
 
 
 def log_sum(values: Tensor, chosen: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 from torch import Tensor
 
-from diffusion_fairseq.criterions.base import TimestepConfig, draw_timesteps
+from diffusion_fairseq.criterions.base import TimestepConfig, draw_timesteps, poisoned
 
 LOW_NOISE = 0.1  # the first share of the timesteps, by which a text is nearly what it will be
 
@@ -24,7 +24,7 @@ class LatentClassificationCriterion(FairseqCriterion):
 
     def __init__(self, cfg: LatentClassificationConfig, task):
         super().__init__(task)
-        self.cfg = cfg
+        self.cfg, self.skips_bad_batches = cfg, cfg.skip_bad_batches
 
     def forward(self, model, sample, reduce: bool = True) -> Tuple[Tensor, int, Dict[str, Any]]:
         """The loss in nats, the number of texts, and what is logged."""
@@ -34,8 +34,9 @@ class LatentClassificationCriterion(FairseqCriterion):
         logits = model(sample["net_input"]["src_tokens"], t, generator=generator)
         nll = F.cross_entropy(logits, target, reduction="none")
         if model.training:
-            sampler.update(t, nll.detach())
-        loss = (nll * importance).sum()
+            kept = slice(0 if sample.get("ignored") else None)
+            model.meet(t[kept], nll[kept])
+        loss = poisoned((nll * importance).sum())
         right, low = logits.argmax(dim=1) == target, t < LOW_NOISE * sampler.num_timesteps
         return loss, len(target), {
             "loss": loss.detach(), "accuracy": right.sum(), "accuracy_low_noise": (right & low).sum(),

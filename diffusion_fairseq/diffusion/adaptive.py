@@ -3,10 +3,10 @@
 from typing import Optional
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.position_schedule import PositionSchedule
+from diffusion_fairseq.diffusion.processes import sum_over_processes
 from diffusion_fairseq.diffusion.schedules import DiscreteSchedule
 
 LEAST_RISE = 1e-5  # of the loss from bin to bin, as published: a curve that rises throughout can be inverted
@@ -50,16 +50,29 @@ class AdaptiveSchedule(PositionSchedule):
         self.register_buffer("losses", log_snr.new_zeros(num_positions, bins))
         self.register_buffer("counts", log_snr.new_zeros(num_positions, bins))
         self._updates: Optional[int] = None
+        # Sums and counts (2, L, bins) of what this process has met in the present update.
+        self._met: Optional[Tensor] = None
 
     def observe(self, t: Tensor, losses: Tensor, mask: Tensor) -> None:
-        """Gather the losses (B, L') of examples at times t (B,), where mask (B, L') is True; positions beyond L are
-        left out."""
+        """Meet the losses (B, L') of examples at times t (B,), where mask (B, L') is True; positions beyond L are left
+        out."""
         num_positions = min(losses.size(1), len(self.losses))
         losses = losses.detach()[:, :num_positions].double()
         mask = mask[:, :num_positions] & torch.isfinite(losses)
         bins = (t // self.steps_per_bin).clamp(max=self.losses.size(1) - 1)
-        self.losses[:num_positions].index_add_(1, bins, torch.where(mask, losses, 0.0).t())
-        self.counts[:num_positions].index_add_(1, bins, mask.double().t())
+        if self._met is None:
+            self._met = torch.zeros_like(torch.stack([self.losses, self.counts]))
+        self._met[0, :num_positions].index_add_(1, bins, torch.where(mask, losses, 0.0).t())
+        self._met[1, :num_positions].index_add_(1, bins, mask.double().t())
+
+    def end_update(self) -> None:
+        """Gather what all processes of a training have met in an update, so that each of them knows, and saves, the
+        same."""
+        met = torch.zeros_like(torch.stack([self.losses, self.counts])) if self._met is None else self._met
+        self._met = None
+        losses, counts = sum_over_processes(met)
+        self.losses.add_(losses)
+        self.counts.add_(counts)
 
     def set_num_updates(self, num_updates: int) -> None:
         """What the host calls before each pass of an update: re-interpolate where it is time; 0 after tables were
@@ -75,12 +88,11 @@ class AdaptiveSchedule(PositionSchedule):
             self.reinterpolate()
 
     def reinterpolate(self) -> int:
-        """Move the levels of positions that have met enough losses, in all processes of a training together, and forget
-        those losses; how many positions there were."""
-        losses, counts = over_processes(self.losses), over_processes(self.counts)
-        ready = (counts >= self.least).all(dim=1)
+        """Move the levels of positions that have met enough losses, and forget those losses; how many positions there
+        were."""
+        ready = (self.counts >= self.least).all(dim=1)
         if ready.any():
-            self.log_snr[ready] = self._linearised(self.log_snr[ready], losses[ready] / counts[ready])
+            self.log_snr[ready] = self._linearised(self.log_snr[ready], self.losses[ready] / self.counts[ready])
             self.losses[ready], self.counts[ready] = 0, 0
         return int(ready.sum())
 
@@ -115,12 +127,3 @@ def interpolate(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
         (known.gather(-1, after - 1), known.gather(-1, after)) for known in (known_x, known_y)
     )
     return y0 + (x - x0) / (x1 - x0) * (y1 - y0)
-
-
-def over_processes(x: Tensor) -> Tensor:
-    """The sum of x over the processes of a data-parallel training."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return x
-    x = x.clone()
-    torch.distributed.all_reduce(x)
-    return x

@@ -9,7 +9,7 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import Generator, Tensor
 
-from diffusion_fairseq.diffusion.adaptive import interpolate, over_processes, rising
+from diffusion_fairseq.diffusion.adaptive import interpolate, rising
 from diffusion_fairseq.diffusion.position_schedule import Tables
 
 EULER_GAMMA = 0.5772156649015329
@@ -49,7 +49,7 @@ class UniformTimes(Tables):
 class FittedTimes(UniformTimes):
     """A law that is fitted to the loss as a function of t, so that the loss rises evenly with u.
 
-    The loss is averaged in bins of log t, old losses fading, and over all processes of a training.
+    The loss is averaged in bins of log t, old losses fading.
 
     Args:
         bins: how many.
@@ -77,7 +77,6 @@ class FittedTimes(UniformTimes):
         sums = torch.zeros_like(torch.stack([self.losses, self.counts]))
         sums[0].index_add_(0, place, loss.double().to(sums.device))
         sums[1].index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
-        sums = over_processes(sums)
         self.losses.mul_(self.keep).add_(sums[0])
         self.counts.mul_(self.keep).add_(sums[1])
 

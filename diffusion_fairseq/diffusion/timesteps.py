@@ -65,7 +65,7 @@ class LossSecondMomentTimesteps(UniformTimesteps):
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         order = torch.argsort(t, stable=True)
-        t, loss = t[order], loss[order]
+        t, loss = t[order].long(), loss[order]
         # The r-th loss of a timestep in this batch goes r places on in that timestep's ring.
         first = torch.searchsorted(t, t)
         rank = torch.arange(len(t), device=t.device) - first

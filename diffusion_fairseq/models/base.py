@@ -178,6 +178,18 @@ class DiffusionModel(Persistent):
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
         return F.linear(x.to(self.vectors.dtype), self.vectors, self.rounding_bias)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (n, V) float32 of p(token | x_t, t): here of what the estimates of x0 (n, D) round to."""
+        return self.round_logits(hidden).float()
+
+    def entropy(self, hidden: Tensor) -> Tensor:
+        """The entropy (n,) in nats of p(token | x_t, t) over the whole vocabulary, from what `logits` takes."""
+        def entropy(part: Tensor) -> Tensor:
+            log = self.logits(part).log_softmax(dim=-1)
+            return -(log.exp() * log).sum(dim=-1)
+
+        return in_chunks(entropy, self.embedding.num_embeddings, hidden)
+
     def token_nll(self, x: Tensor, tokens: Tensor, label_smoothing: float = 0.0, fixed: bool = False) -> Tensor:
         """-log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), with gradient; at most LOGITS_AT_ONCE scores
         over the vocabulary are held at a time.

@@ -12,6 +12,9 @@ from diffusion_fairseq.diffusion.schedules import NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.models.base import VLB, DiffusionModel
 from diffusion_fairseq.models.training_pass import Example
 
+# Its multiples fill [0, 1) evenly.
+GOLDEN = (math.sqrt(5) - 1) / 2
+
 
 class Bound(NamedTuple):
     """Terms in nats of each example (B,), summed over its counted positions, and the count (B,) of those."""
@@ -24,6 +27,13 @@ class Bound(NamedTuple):
     @property
     def total(self) -> Tensor:
         return self.reconstruction + self.diffusion + self.prior
+
+
+def even_shares(numbers: Tensor, draws: int) -> Tensor:
+    """u (draws, B) in [0, 1), float64, for the examples of these numbers (B,): each has one in every part of 1 / draws,
+    and those of successive numbers fill the parts evenly (Kronecker's sequence of the golden ratio)."""
+    first = (numbers.double() * GOLDEN) % 1
+    return (torch.arange(draws, device=numbers.device)[:, None] + first) / draws
 
 
 def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tensor,

@@ -10,23 +10,13 @@ from diffusion_fairseq.modules.attention import KeyValue
 from diffusion_fairseq.modules.packing import Packing
 
 
-class Encoded(NamedTuple):
-    """The encoded source: hidden (n, C) at its packed positions, and mask (B, S) bool, True where a token counts."""
-
-    hidden: Tensor
-    mask: Tensor
-    packing: Packing
-
-    def begins(self, rows: int) -> Tensor:
-        """Where the text begins in each of the rows (rows,) that are denoised."""
-        return self.mask.new_zeros(rows, dtype=torch.int64)
-
-
 class Memory(NamedTuple):
-    """What no diffusion step changes: each layer's cross-attention keys and values, and their mask."""
+    """What no diffusion step changes: each layer's keys and values of the source, and their mask (B, S), None where all
+    count; offset (B,) how many positions lie before the text's first, or None where none does."""
 
     layers: Tuple[KeyValue, ...]
     mask: Optional[Tensor]
+    offset: Optional[Tensor] = None
 
     @property
     def num_sources(self) -> int:
@@ -35,7 +25,7 @@ class Memory(NamedTuple):
     def select(self, rows: Tensor) -> "Memory":
         """The memory of some sources, by index (n,)."""
         layers = tuple(KeyValue(layer.key[rows], layer.value[rows]) for layer in self.layers)
-        return Memory(layers, None if self.mask is None else self.mask[rows])
+        return Memory(layers, *(None if field is None else field[rows] for field in (self.mask, self.offset)))
 
     def given(self, rows: int, width: int) -> Optional[Tensor]:
         """Which positions (rows, width) of the target are given; None: no target has any."""
@@ -52,6 +42,20 @@ class Memory(NamedTuple):
     def begins(self, rows: int) -> Tensor:
         """Where the text begins in each of the rows (rows,)."""
         return self.layers[0].key.new_zeros(rows, dtype=torch.int64)
+
+
+class Encoded(NamedTuple):
+    """The encoded source: hidden (n, C) at its packed positions, and mask (B, S) bool, True where a token counts; its
+    memory where encoding makes that, too."""
+
+    hidden: Tensor
+    mask: Tensor
+    packing: Packing
+    memory: Optional[Memory] = None
+
+    def begins(self, rows: int) -> Tensor:
+        """Where the text begins in each of the rows (rows,) that are denoised."""
+        return self.mask.new_zeros(rows, dtype=torch.int64)
 
 
 class Prompt(NamedTuple):

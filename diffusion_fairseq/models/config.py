@@ -175,11 +175,16 @@ class DiffuSeqConfig(TransformerConfig):
         metadata={"help": "in training with --noising partial add the noise of the first level to the source, as "
                           "published; generation never does"},
     )
+    causal_source: bool = field(
+        default=False,
+        metadata={"help": "let source positions attend to the source only, so that it is computed once per sentence, "
+                          "not at every step: faster the longer the sources are. Not in the published model"},
+    )
 
 
 @dataclass
-class DDLMConfig(TransformerSizes, LatentConfig):
-    """Sizes of a DDLM: a bidirectional transformer with conditional layer norms that predicts tokens."""
+class DDLMSizes(TransformerSizes):
+    """Sizes and noise levels of a DDLM's bidirectional transformer with conditional layer norms."""
 
     latent_dim: int = field(
         default=256, metadata={"help": "width d of the token embeddings, whose length is sqrt(d); even"}
@@ -190,11 +195,6 @@ class DDLMConfig(TransformerSizes, LatentConfig):
     encoder_layers: int = field(default=8, metadata={"help": "layers of the bidirectional transformer"})
     self_conditioning: bool = field(
         default=False, metadata={"help": "feed the network its previous estimate of x0: better text"}
-    )
-    length_model: str = field(
-        default="given",
-        metadata={"help": "given (a sequence has as many positions as its prompt), fixed or longest (padding is "
-                          "generated like words)"},
     )
     t_min: float = field(
         default=1.0,
@@ -210,3 +210,31 @@ class DDLMConfig(TransformerSizes, LatentConfig):
     rotary: bool = field(
         default=False, metadata={"help": "rotate queries and keys by their positions in place of learned positions"}
     )
+
+
+@dataclass
+class DDLMConfig(DDLMSizes, LatentConfig):
+    """A DDLM: the transformer predicts tokens."""
+
+    length_model: str = field(
+        default="given",
+        metadata={"help": "given (a sequence has as many positions as its prompt), fixed or longest (padding is "
+                          "generated like words)"},
+    )
+
+
+@dataclass
+class DDLMClassifierConfig(DDLMSizes):
+    """A classifier of texts that has the layers of a DDLM."""
+
+    classification_time: float = field(
+        default=1.0,
+        metadata={"help": "time t at which the layers read the text, from --t-min to --t-max: they were trained to see "
+                          "embeddings with that much noise, and get none. 1, 5 and 10 were tried for GLUE"},
+    )
+    freeze_encoder: bool = field(
+        default=False,
+        metadata={"help": "train nothing but the head, which is then one linear layer: a probe of what the layers "
+                          "know"},
+    )
+    max_positions: int = II("task.max_positions")

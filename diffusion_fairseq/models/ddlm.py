@@ -1,8 +1,7 @@
 """DDLM: the network predicts tokens, and their mean embedding is the estimate of x_0: score interpolation (CDCD:
 Dieleman et al., 2022; "Democratized Diffusion Language Model", sections 2 and 3)."""
 
-import math
-from typing import Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -10,24 +9,19 @@ from torch import Tensor, nn
 
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
-from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import VLB, in_chunks
 from diffusion_fairseq.models.condition import Prompt
 from diffusion_fairseq.models.config import DDLMConfig
+from diffusion_fairseq.models.ddlm_encoder import DDLMEncoder, sigma_equals_t
 from diffusion_fairseq.models.presets import DDLM
 from diffusion_fairseq.models.prompts import PromptModel
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.models.training_pass import Objective, TrainingPass
-from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm, ConditionedLayer
-from diffusion_fairseq.modules.layers import init_bert
 from diffusion_fairseq.modules.packing import Packing
-from diffusion_fairseq.modules.self_conditioning import with_previous
-from diffusion_fairseq.modules.time_embedding import TIME_SCALE, TimeEmbedding
-from diffusion_fairseq.text.embedding import normalised
 
 
 @register("ddlm", DDLMConfig, DDLM)
-class DDLMModel(PromptModel):
+class DDLMModel(DDLMEncoder, PromptModel):
     """A language model over embeddings of length sqrt(d), noised by sigma = t; given tokens are never noised.
 
     Args:
@@ -40,61 +34,21 @@ class DDLMModel(PromptModel):
 
     def __init__(self, cfg: DDLMConfig, num_tokens: int, pad: int, mask: int):
         super().__init__(cfg, num_tokens, pad)
-        dim = cfg.model_dim
-        if dim % cfg.attention_heads:
-            raise UserError(f"--model-dim {dim} must be a multiple of --attention-heads {cfg.attention_heads}")
         self.mask = self.empty = mask
         # Tokens are predicted, not rounded to: what the generator scores with needs no bias.
         del self.rounding_bias
         self.register_buffer("rounding_bias", torch.zeros(num_tokens), persistent=False)
-        self.up_projection = nn.Linear(cfg.latent_dim * (2 if cfg.self_conditioning else 1), dim)
-        # Which positions are given and which are noised.
-        self.marks = nn.Embedding(2, dim)
-        self.positions = None if cfg.rotary else nn.Embedding(cfg.max_target_positions, dim)
-        self.time_embedding = TimeEmbedding(cfg.time_dim, cfg.time_dim)
-        self.dropout = nn.Dropout(cfg.dropout)
-        self.layers = nn.ModuleList(
-            ConditionedLayer(dim, cfg.attention_heads, cfg.ffn_dim, cfg.time_dim, cfg.dropout, cfg.rotary)
-            for _ in range(cfg.encoder_layers)
-        )
-        self.final_norm = ConditionalLayerNorm(dim, cfg.time_dim)
-        self.head = nn.Linear(dim, num_tokens)
-        for table in (self.marks, self.positions):
-            init_bert(table)
+        self.add_layers(cfg, cfg.max_target_positions)
+        self.head = nn.Linear(cfg.model_dim, num_tokens)
+        self.init_tables()
 
     def process(self, cfg: DDLMConfig) -> Tuple[SigmaEqualsT, str]:
-        try:
-            return SigmaEqualsT(cfg.t_min, cfg.t_max), "x0"
-        except ValueError as error:
-            raise UserError(f"--t-min, --t-max: {error}") from error
-
-    @property
-    def vectors(self) -> Tensor:
-        """The embeddings (V, D), each of length sqrt(D): a cross-entropy alone would let them grow without end (CDCD,
-        section 3.1)."""
-        return normalised(self.embedding.weight)
+        return sigma_equals_t(cfg), "x0"
 
     def network(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         """What the layers make (n, model_dim) of the packed positions of xt (R, L, D) at times t (R,) or ()."""
         given = memory.given(*xt.shape[:2])
-        scale = (1 + t.reshape(-1, 1, 1).float() ** 2).rsqrt()
-        x = packing.pack(memory.impose(xt * scale)).to(self.head.weight.dtype)
-        if self.self_conditioning:
-            x = with_previous(x, None if previous is None else packing.pack(previous))
-        marks = xt.new_zeros(xt.shape[:2], dtype=torch.bool) if given is None else given
-        x = self.up_projection(x) + self.marks(packing.pack(marks).long())
-        if self.positions is not None:
-            # Padding may reach beyond the last position; it is masked.
-            places = packing.columns(x.device).clamp(max=self.positions.num_embeddings - 1)
-            x = x + self.positions(places)
-        t_min, t_max = self.schedule.t_min, self.schedule.t_max
-        share = (t.reshape(-1).float() / t_min).log() / math.log(t_max / t_min)
-        condition = F.silu(self.time_embedding(TIME_SCALE * share))
-        rows = packing.rows(x.device) if len(condition) > 1 else None
-        x = self.dropout(x)
-        for layer in self.layers:
-            x = layer(x, packing, condition, rows)
-        return self.final_norm(x, condition, rows)
+        return self.hidden(memory.impose(self.scaled(xt, t)), t, packing, previous, given)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (n, V) float32 of the tokens at positions (n, model_dim)."""
@@ -111,9 +65,16 @@ class DDLMModel(PromptModel):
         return in_chunks(mean, len(vectors), hidden)
 
     def denoise(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Optional[Packing] = None,
-                previous: Optional[Tensor] = None, temperature: float = 1.0) -> Tensor:
+                previous: Optional[Tensor] = None, temperature: float = 1.0,
+                watch: Callable[[Tensor], None] = lambda hidden: None) -> Tensor:
+        """As the other models', at a temperature of the tokens' probabilities.
+
+        Args:
+            watch: is told what the layers made (n, model_dim), which `entropy` takes.
+        """
         packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
         hidden = self.network(xt, t, memory, packing, previous)
+        watch(hidden)
         return memory.impose(packing.unpack(self.interpolate(hidden, temperature)))
 
     def forward(

@@ -1,18 +1,21 @@
 """DiffuSeq: source and target in one sequence, denoised by one bidirectional encoder (Gong et al., 2022)."""
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.base import one_of
-from diffusion_fairseq.models.condition import Prompt
+from diffusion_fairseq.models.base import DiffusionModel, one_of
+from diffusion_fairseq.models.condition import Encoded, Memory, Prompt
 from diffusion_fairseq.models.config import NOISING, DiffuSeqConfig
 from diffusion_fairseq.models.diffusion_lm import EncoderOnlyModel
 from diffusion_fairseq.models.presets import DIFFUSEQ
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
 from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.text.lengths import lengths_to_mask
 
 
 @register("diffuseq", DiffuSeqConfig, DIFFUSEQ)
@@ -50,7 +53,12 @@ class DiffuSeqModel(EncoderOnlyModel):
         if task.cfg.left_pad_source:
             raise UserError("--left-pad-source has no use with diffuseq, whose target follows its source: leave it out")
         dictionary = task.target_dictionary
-        return cls(cfg, len(dictionary), dictionary.pad(), dictionary.eos())
+        return cls.of(cfg, len(dictionary), dictionary.pad(), dictionary.eos())
+
+    @classmethod
+    def of(cls, cfg: DiffuSeqConfig, *arguments) -> "DiffuSeqModel":
+        """The model of the options, which take the same arguments."""
+        return (CausalSourceModel if cfg.causal_source else cls)(cfg, *arguments)
 
     def encode(self, src_tokens: Tensor) -> Prompt:
         """The sources (B, S), padded on the right, as the beginnings of their sequences."""
@@ -89,3 +97,54 @@ class DiffuSeqModel(EncoderOnlyModel):
         with torch.no_grad():
             hidden = self.hidden(encoded.embedded, encoded.tokens.new_zeros(()), packing, None, encoded.mask)
         return self.length_predictor(packing.unpack(hidden), encoded.mask)
+
+
+class CausalSourceModel(DiffuSeqModel):
+    """A DiffuSeq whose source positions attend to the source only (--causal-source); partial noising.
+
+    What the layers make of a source must then depend on nothing that a step changes. The published network adds the
+    time to all positions; here those of the source, which are clean, have time 0 whatever the time of the target, and
+    no previous estimate. Each layer's keys and values of a source are computed once for a sentence and kept as GENIE's
+    are: its candidates, and the noised copies of training, share them. What is denoised is the target alone, at the
+    positions that follow its source; padding, where it is modelled, goes up to --max-target-positions.
+
+    Args:
+        cfg, num_tokens, pad, eos: as DiffuSeqModel's.
+    """
+
+    # As of any model that denoises its target alone.
+    sequence = DiffusionModel.sequence
+    generation_lengths = DiffusionModel.generation_lengths
+
+    def __init__(self, cfg: DiffuSeqConfig, num_tokens: int, pad: int, eos: int):
+        super().__init__(cfg, num_tokens, pad, eos)
+        if self.noises_given:
+            raise UserError("--causal-source needs --noising partial: with full noising the source changes at every "
+                            "step")
+        if self.jitters_given:
+            raise UserError("--jitter-source has no use with --causal-source, whose source is never noised: leave it "
+                            "out")
+        self.longest_sequence = cfg.max_target_positions
+
+    def encode(self, src_tokens: Tensor) -> Encoded:
+        """The sources (B, S), padded on the right: hidden states and memory."""
+        return self._remembered(super().encode(src_tokens))
+
+    def _remembered(self, prompt: Prompt) -> Encoded:
+        packing = Packing.of(prompt.mask)
+        hidden, layers = self.remember(prompt.embedded, prompt.tokens.new_zeros(()), packing, prompt.mask)
+        return Encoded(hidden, prompt.mask, packing, Memory(layers, packing.mask, prompt.offset))
+
+    def memory(self, encoded: Encoded) -> Memory:
+        return encoded.memory
+
+    def unconditional(self, memory: Memory) -> Memory:
+        mask = lengths_to_mask(memory.offset, memory.layers[0].key.size(2))
+        tokens = mask * self.empty
+        return self._remembered(Prompt(tokens, mask, mask, self.embed(tokens), memory.offset)).memory
+
+    def network(self, xt: Tensor, t: Tensor, memory: Memory, packing: Packing, previous: Optional[Tensor]) -> Tensor:
+        return packing.unpack(self.down_projection(self.hidden(xt, t, packing, previous, None, memory)))
+
+    def length_logits(self, encoded: Encoded) -> Tensor:
+        return self.length_predictor(encoded.packing.unpack(encoded.hidden.detach()), encoded.mask)

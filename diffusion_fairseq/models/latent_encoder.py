@@ -1,12 +1,14 @@
 """BERT's layers over x_t: what the denoiser without cross-attention shares with the classifier of x_t."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.condition import Memory
 from diffusion_fairseq.models.config import TransformerSizes
+from diffusion_fairseq.modules.attention import KeyValue
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, EncoderLayer, init_bert
 from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.modules.self_conditioning import with_previous
@@ -59,9 +61,27 @@ class LatentEncoder(nn.Module):
         self.layers.apply(init_bert)
 
     def hidden(self, xt: Tensor, t: Tensor, packing: Packing, previous: Optional[Tensor] = None,
-               given: Optional[Tensor] = None) -> Tensor:
+               given: Optional[Tensor] = None, source: Optional[Memory] = None) -> Tensor:
         """What the layers make (n, model_dim) of the packed positions of xt (R, L, D) at times t (R,) or (); given
-        (R, L) bool is for the marks."""
+        (R, L) bool is for the marks; source is what lies before the rows, where that is no part of them."""
+        x = self.read(xt, t, packing, previous, given, None if source is None else source.offset)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, packing) if source is None else layer(x, packing, None, source.layers[number], source.mask)
+        return self.final_norm(x)
+
+    def remember(self, xt: Tensor, t: Tensor, packing: Packing,
+                 given: Optional[Tensor] = None) -> Tuple[Tensor, Tuple[KeyValue, ...]]:
+        """`hidden`, and each layer's keys and values of the same positions, computed once for both."""
+        x, found = self.read(xt, t, packing, None, given), []
+        for layer in self.layers:
+            found.append(layer.memory(x, packing))
+            x = layer(x, packing, found[-1])
+        return self.final_norm(x), tuple(found)
+
+    def read(self, xt: Tensor, t: Tensor, packing: Packing, previous: Optional[Tensor], given: Optional[Tensor],
+             offset: Optional[Tensor] = None) -> Tensor:
+        """What goes into the layers (n, model_dim): `hidden`'s arguments, and offset (B,), how many positions lie
+        before the rows of each of B sources."""
         x = packing.pack(xt).to(self.positions.weight.dtype)
         if self.self_conditioning:
             x = with_previous(x, None if previous is None else packing.pack(previous))
@@ -72,9 +92,9 @@ class LatentEncoder(nn.Module):
         time = self.time_embedding(t.reshape(-1).float() * (TIME_SCALE / self.schedule.num_timesteps))
         if len(time) > 1:
             time = time[packing.rows(x.device)]
+        columns = packing.columns(x.device)
+        if offset is not None:
+            columns = columns + offset.repeat_interleave(len(xt) // len(offset))[packing.rows(x.device)]
         # Padding may reach beyond the last position; it is masked.
-        positions = self.positions(packing.columns(x.device).clamp(max=self.positions.num_embeddings - 1))
-        x = self.dropout(self.norm(x + positions + time))
-        for layer in self.layers:
-            x = layer(x, packing)
-        return self.final_norm(x)
+        positions = self.positions(columns.clamp(max=self.positions.num_embeddings - 1))
+        return self.dropout(self.norm(x + positions + time))

@@ -1,9 +1,13 @@
 """The training law of t as a part of the model, so that what it has learned is saved with the weights."""
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
+import torch
 from fairseq.models import BaseFairseqModel
+from torch import Tensor
 
+from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
+from diffusion_fairseq.diffusion.processes import gather_passes
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
 from diffusion_fairseq.diffusion.time_laws import TIME_LAWS
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
@@ -12,6 +16,11 @@ from diffusion_fairseq.errors import one_of
 
 class LearnsTimesteps(BaseFairseqModel):
     """A model with a `schedule` that keeps the law by which its training draws t."""
+
+    def __init__(self):
+        super().__init__()
+        # (t, loss) of the examples of each pass of the present update.
+        self._met: List[Tensor] = []
 
     def timestep_sampler(self, name: str) -> UniformTimesteps:
         """The training law of t of this name, as it has been learned so far."""
@@ -26,6 +35,23 @@ class LearnsTimesteps(BaseFairseqModel):
                 # Laws that are fitted to the same losses.
                 self.timesteps.load_state_dict(before.state_dict())
         return self.timesteps
+
+    def meet(self, t: Tensor, losses: Tensor) -> None:
+        """Take note of the losses (n,) of a pass at times t (n,), for a law that learns; of none where a pass does not
+        count."""
+        if self.timesteps.state_dict():
+            self._met.append(torch.stack([t.double(), losses.detach().double()], dim=1))
+
+    def end_update(self) -> None:
+        """Learn from what all processes of a training have met in an update, in each of them alike: once an update,
+        however many passes it has."""
+        met, self._met = self._met, []
+        if met:
+            t, losses = gather_passes(met).unbind(dim=1)
+            finite = torch.isfinite(losses)
+            self.timesteps.update(t[finite], losses[finite])
+        if isinstance(self.schedule, AdaptiveSchedule):
+            self.schedule.end_update()
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none."""

@@ -1,11 +1,14 @@
 """What is saved with a diffusion model and checked when it is loaded."""
 
+import hashlib
 import logging
 from typing import Any, Dict, List, Optional
 
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.processes import max_over_processes
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
 
@@ -27,6 +30,11 @@ class Persistent(LearnsTimesteps):
         self._refitted: Optional[List[str]] = None
         # The longest target met in training; floating point, because EMA also averages buffers.
         self.register_buffer("longest_target", torch.zeros(()))
+
+    def end_update(self) -> None:
+        """As LearnsTimesteps; the longest target that any process has met."""
+        super().end_update()
+        self.longest_target.copy_(max_over_processes(self.longest_target))
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         """As LearnsTimesteps; take over tables of other lengths."""
@@ -119,3 +127,8 @@ def check_finite(weights: Dict[str, Tensor]) -> None:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise UserError(f"the checkpoint's weights are not finite ({broken[0]}{more}): training diverged; take an "
                         "earlier checkpoint")
+
+
+def fingerprint(dictionary: Dictionary) -> str:
+    """A short text that is another one for other words, or for the same ones in another order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]

@@ -70,3 +70,8 @@ DDLM: Dict[str, Dict[str, Any]] = {
         "t_min": 0.5, "self_conditioning": True,
     },
 }
+
+# With the weights of a DDLM of the same size.
+DDLM_CLASSIFIER: Dict[str, Dict[str, Any]] = {
+    name.replace("ddlm", "ddlm_classifier"): sizes for name, sizes in DDLM.items()
+}

@@ -38,16 +38,26 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=BERT_LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """x (n, dim), the packed positions of some rows; a row's positions attend to one another."""
-        if self.normalize_before:
-            x = x + self.dropout(self.attend(self.attention_norm(x), packing))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attend(x, packing)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+    def memory(self, x: Tensor, packing: Packing) -> KeyValue:
+        """The keys and values of the packed positions x (n, dim) of some rows."""
+        return self.attention.memory(self.attention_norm(x) if self.normalize_before else x, packing)
 
-    def attend(self, x: Tensor, packing: Packing) -> Tensor:
-        return self.attention(x, packing, self.attention.memory(x, packing), packing.mask)
+    def forward(self, x: Tensor, packing: Packing, own: Optional[KeyValue] = None, shared: Optional[KeyValue] = None,
+                shared_mask: Optional[Tensor] = None) -> Tensor:
+        """x (n, dim), the packed positions of some rows; a row's positions attend to one another.
+
+        Args:
+            own: the `memory` of x, where it has been computed.
+            shared, shared_mask: what they attend to besides, of fewer contexts than rows (see Attention).
+        """
+        h = self.attention_norm(x) if self.normalize_before else x
+        own = self.attention.memory(h, packing) if own is None else own
+        attended = self.dropout(self.attention(h, packing, own, packing.mask, shared, shared_mask))
+        if self.normalize_before:
+            x = x + attended
+            return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        x = self.attention_norm(x + attended)
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 class GEGLU(nn.Module):

@@ -13,8 +13,8 @@ from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.overlap import rouge_per_sentence
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
-# What is logged, and rouge-score's name for it.
-ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+# What is summed, and rouge-score's name for it; logged without the first letter.
+ROUGE = {"_rouge_1": "rouge1", "_rouge_2": "rouge2", "_rouge_l": "rougeL"}
 COUNT = "_rouge_count"
 
 
@@ -76,4 +76,4 @@ def log_rouge(logging_outputs: List[Dict[str, Any]]) -> None:
     count = sum(log.get(COUNT, 0) for log in logging_outputs)
     for name in ROUGE if count else ():
         mean = float(sum(log[name] for log in logging_outputs)) / float(count)
-        metrics.log_scalar(name, mean, float(count), round=2)
+        metrics.log_scalar(name[1:], mean, float(count), round=2)

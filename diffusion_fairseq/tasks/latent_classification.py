@@ -8,14 +8,16 @@ from typing import Optional
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_MODEL_REGISTRY
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II, OmegaConf
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
 from diffusion_fairseq.models.latent_space import LatentSpace
-from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionTask, fingerprint
+from diffusion_fairseq.models.persistence import fingerprint
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionTask
+from diffusion_fairseq.tasks.updates import SharedUpdates
 
 logger = logging.getLogger(__name__)
 FILLER = "madeupword"  # what fairseq-preprocess fills a dictionary up with
@@ -34,7 +36,7 @@ class LatentClassificationTaskConfig(FairseqDataclass):
 
 
 @register_task("latent_classification", dataclass=LatentClassificationTaskConfig)
-class LatentClassificationTask(FairseqTask):
+class LatentClassificationTask(SharedUpdates):
     """Train and validate a latent_classifier."""
 
     cfg: LatentClassificationTaskConfig

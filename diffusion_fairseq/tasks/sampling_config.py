@@ -44,6 +44,12 @@ class SamplingConfig:
         metadata={"help": "finish a sentence whose rounded tokens did not change for this many steps; finished "
                           "sentences leave the batch, so that few steps are paid for easy ones. Off by default"},
     )
+    exit_entropy: Optional[float] = field(
+        default=None,
+        metadata={"help": "beside --exit-patience: finish a sentence only when the model is sure of it, too, that is "
+                          "when the entropy of its tokens, their mean over the generated positions, is at most so many "
+                          "nats. Lower takes more steps; off by default"},
+    )
     ddpm_variance: str = field(
         default="posterior",
         metadata={"help": f"noise of a ddpm step: {', '.join(VARIANCES)} (beta: the larger one, as published)"},
@@ -128,6 +134,7 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}, {WARPED}")
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
                 "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
+                "--exit-entropy": (cfg.exit_entropy, 0),
                 "--clamping-from": (cfg.clamping_from, 0), "--guidance-scale": (cfg.guidance_scale, 0),
                 "--classifier-scale": (cfg.classifier_scale, 0), "--classifier-steps": (cfg.classifier_steps, 1),
                 "--classifier-fluency": (cfg.classifier_fluency, 0)}
@@ -141,6 +148,8 @@ def check_sampling(cfg: SamplingConfig) -> None:
     if cfg.stride_as_published and (cfg.solver, cfg.sampling_grid) != ("ddpm", "uniform"):
         raise UserError("--stride-as-published is a way of taking ddpm steps on the uniform grid: leave --solver and "
                         "--sampling-grid at their defaults")
+    if cfg.exit_entropy is not None and cfg.exit_patience is None:
+        raise UserError("--exit-entropy acts on sentences that have settled: give --exit-patience, too")
     if (cfg.classifier is None) != (cfg.classifier_label is None):
         raise UserError("--classifier and --classifier-label belong together: give both")
     if not 0 <= cfg.ddim_eta <= 1:

@@ -1,12 +1,11 @@
 """Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
 
 import atexit
-import hashlib
 import logging
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 from fairseq.data import Dictionary, LanguagePairDataset, data_utils
@@ -23,8 +22,12 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.compilation import compile_layers
+from diffusion_fairseq.models.persistence import fingerprint
+from diffusion_fairseq.tasks.eval_bound import EvalBoundConfig, bound_sums, check_eval_bound, log_bound
 from diffusion_fairseq.tasks.eval_rouge import EvalRouge, EvalRougeConfig, log_rouge
+from diffusion_fairseq.tasks.resumption import left_to_generate
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig, check_sampling
+from diffusion_fairseq.tasks.updates import SharedUpdates
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ BLEU_LENGTHS = ["_bleu_sys_len", "_bleu_ref_len"]
 
 
 @dataclass
-class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, TranslationConfig):
+class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, EvalBoundConfig, TranslationConfig):
     """fairseq's translation data, cut to the model's positions; the options of sampling and of validation by it."""
 
     left_pad_source: bool = field(default=False, metadata={"help": "pad the source on the left"})
@@ -53,17 +56,26 @@ class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, TranslationConfig)
                           "GPUs in runs of more than some minutes, little on CPUs; without a working compiler "
                           "one warning, and the layers stay as they are"},
     )
+    resume_generation: Optional[str] = field(
+        default=None,
+        metadata={"help": "output of a generation with the same options that was interrupted, or an empty file: the "
+                          "batches it holds are not generated again, and it is cut where the first of the others "
+                          "begins. Append to it: fairseq-generate ... --resume-generation out.txt >> out.txt can be "
+                          "started again as it is. Not the file in --results-path, which is emptied at every start"},
+    )
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
 
 
 @register_task("seq2seq_diffusion", dataclass=Seq2SeqDiffusionConfig)
-class Seq2SeqDiffusionTask(TranslationTask):
+class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
     """Train, validate and generate with a diffusion model on pairs that fairseq-preprocess has binarised."""
 
     cfg: Seq2SeqDiffusionConfig
     # Whether sources are prompts, as a model's attribute of that name says.
     prompts = False
+    # Whether a text ends at its end of sentence, as against blocks of running text.
+    ends = True
 
     @classmethod
     def check_options(cls, cfg: Seq2SeqDiffusionConfig) -> str:
@@ -73,6 +85,7 @@ class Seq2SeqDiffusionTask(TranslationTask):
             UserError: no data, or an option that is out of range or without use.
         """
         check_sampling(cfg)
+        check_eval_bound(cfg)
         for name in ("max_source_positions", "max_target_positions"):
             if cfg[name] < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {cfg[name]}")
@@ -151,18 +164,29 @@ class Seq2SeqDiffusionTask(TranslationTask):
         )
 
     def get_batch_iterator(self, dataset, *args, num_shards: int = 1, shard_id: int = 0, **kwargs):
-        """As fairseq's; generation also heeds --num-shards and --shard-id, which the host's command passes over.
+        """As fairseq's; generation also heeds --num-shards and --shard-id, which the host's command passes over, and
+        --resume-generation.
 
         Raises:
-            UserError: a shard that there is not.
+            UserError: a shard that there is not; a file that is not of an interrupted run like this.
         """
         cfg = self.cfg
-        if cfg.num_shards > 1 and num_shards == 1 and dataset is not self.datasets.get(cfg.train_subset):
+        if "epoch" in kwargs:
+            # The trainer, which shares its batches out itself.
+            return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
+        if cfg.num_shards > 1 and num_shards == 1:
             if not 0 <= cfg.shard_id < cfg.num_shards:
                 raise UserError(f"--shard-id must be from 0 to {cfg.num_shards - 1} (--num-shards {cfg.num_shards}), "
                                 f"got {cfg.shard_id}")
             num_shards, shard_id = cfg.num_shards, cfg.shard_id
-        return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
+        if cfg.resume_generation is None:
+            return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        own = iterator.frozen_batches[shard_id::num_shards]
+        iterator._frozen_batches = left_to_generate(own, cfg.resume_generation)
+        done = len(own) - len(iterator.frozen_batches)
+        logger.info(f"{cfg.resume_generation}: {done} of {len(own)} batches are there")
+        return iterator
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
         """Batch the training data anew in every epoch: the host seeds the order of sentences with the epoch in which
@@ -210,7 +234,7 @@ class Seq2SeqDiffusionTask(TranslationTask):
         options = OmegaConf.merge(OmegaConf.structured(GenerationConfig), given)
         generator = DiffusionGenerator(
             models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
-            max_len_b=options.max_len_b, retain_history=options.retain_iter_history,
+            max_len_b=options.max_len_b, retain_history=options.retain_iter_history, ends=self.ends,
         )
         if self.cfg.exit_patience is not None:
             # The host's commands have no hook for their end.
@@ -236,27 +260,25 @@ class Seq2SeqDiffusionTask(TranslationTask):
         return bpe
 
     def valid_step(self, sample, model, criterion):
-        """The losses of a batch and, with --eval-rouge, what its first sentences score."""
+        """The losses of a batch and, where asked for, its bound and what its first sentences score."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
         if self.eval_rouge is not None:
             log.update(self.eval_rouge.sums(sample))
+        if self.cfg.eval_bound:
+            log.update(bound_sums(model, sample, self.cfg.eval_bound))
         return loss, sample_size, log
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion) -> None:
-        """Log the criterion's terms and, where asked for, BLEU and ROUGE: as plain numbers, which any checkpoint may
-        hold."""
+        """Log the criterion's terms and, where asked for, BLEU, ROUGE and the bound: as plain numbers, which any
+        checkpoint may hold."""
         FairseqTask.reduce_metrics(self, logging_outputs, criterion)
         log_rouge(logging_outputs)
+        log_bound(logging_outputs)
         if not any(BLEU_TOTALS[0] in log for log in logging_outputs):
             return
         for key in BLEU_COUNTS + BLEU_TOTALS + BLEU_LENGTHS:
             metrics.log_scalar(key, float(sum(log.get(key, 0) for log in logging_outputs)))
         metrics.log_derived("bleu", _bleu_of_sums)
-
-
-def fingerprint(dictionary: Dictionary) -> str:
-    """A short text that is another one for other words, or for the same ones in another order."""
-    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]
 
 
 def _bleu_of_sums(meters) -> float:

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Generates one shard per process, in OUT/shard*.txt: OUT=runs/x srun --ntasks 16 --gpus-per-task 1 --requeue \
+#     bash examples/slurm/generate.sh DATA [options of fairseq-generate], or under torchrun --no-python bash ...
+# Started again after a fault, it goes on where it was. Then: python scripts/merge_generations.py OUT/shard*.txt
+set -euo pipefail
+shard=${RANK:-${SLURM_PROCID:-0}} shards=${WORLD_SIZE:-${SLURM_NTASKS:-1}}
+: "${OUT:?names the folder of the shards}"
+mkdir -p "$OUT"
+file=$OUT/shard$(printf %04d "$shard").txt
+touch "$file"
+# One GPU each, where torchrun does not say so itself.
+[[ -z ${LOCAL_RANK-} ]] || export CUDA_VISIBLE_DEVICES=$LOCAL_RANK
+fairseq-generate "$@" --num-shards "$shards" --shard-id "$shard" --resume-generation "$file" >>"$file"

@@ -1,0 +1,303 @@
+"""DDLMs of several noise ranges, laws of t and masks, an autoregressive transformer and real text, by what they write.
+
+    python scripts/study_ddlm.py runs/c4/data-bin/shard0 --bpe-model runs/c4/sentencepiece.model --arch ddlm_small \\
+        --t-max 5,10,20,50 --laws uniform,time-warp --scorer FOLDER --output runs/study -- \\
+        --optimizer adam --lr 1e-3 --batch-size 64 --max-update 20000 --store-ema --disable-validation
+    python scripts/study_ddlm.py ... --masks span,random,mixed,prefix --output runs/study -- ...
+
+After "Democratized Diffusion Language Model", tables 2 (--t-max and --laws), 3 (--masks) and 5 (all measures). Every
+combination is trained with score interpolation and what stands after --; so is fairseq's transformer_lm with the layers
+and widths of --arch, for as many updates on the same batches (--no-transformer leaves it out). Both write for the same
+prompts, drawn from a split: from nothing; after the first half of a text; by diffusion also between its first and last
+quarter. With --tokens-per-sample 64 these are the paper's tasks.
+
+Measures are those of scripts/evaluate_lm.py, which defines them (--help); "seconds" is writing all texts. Without
+--scorer the n-gram perplexity stands for AR-NLL. Numbers are means over --seeds, with their standard deviation.
+
+Writes study.json, study.txt and study.png into --output, and beside each model what it wrote, by task. Interrupted, the
+same command goes on where it was; values, masks, tasks and seeds may be added. Other options of sampling write anew,
+other scorers measure anew, and nothing is trained again.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from _checkpoint import load_model
+from _commands import CommandFailed
+from _lm_evaluation import DATA
+from _lm_writing import (
+    COLUMNS,
+    KINDS,
+    SCORING,
+    SETTINGS,
+    TASK,
+    Judge,
+    Prompts,
+    Written,
+    add_prompts,
+    by_diffusion,
+    by_transformer,
+    load_prompts,
+    quality,
+)
+from _study import (
+    add_study_options,
+    by_variant,
+    decimals,
+    folder_of,
+    forget_others,
+    keep_options,
+    listed,
+    mean_of,
+    measure,
+    parse_study,
+    prepare_output,
+    read_rows,
+    report,
+    train,
+    write_rows,
+)
+
+from diffusion_fairseq.diffusion.solvers import SOLVERS
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.metrics.report import text_table
+from diffusion_fairseq.models.config import DDLMConfig
+from diffusion_fairseq.models.presets import DDLM
+from diffusion_fairseq.tasks.sampling_config import WARPED, SamplingConfig
+from diffusion_fairseq.text.masking import MASKING
+
+TRANSFORMER = "transformer_lm"
+LAWS = ("uniform", "time-warp", "gumbel")
+SAMPLING = (*SETTINGS, "solver", "steps", "warped_grid", "clamping", "top_p")
+
+
+class Variant(NamedTuple):
+    """What is trained: its options of fairseq-train beside those of all; t_max, law and mask of a DDLM."""
+
+    name: str
+    task: str
+    options: list[str]
+    t_max: float | None = None
+    law: str | None = None
+    mask: str | None = None
+
+
+def variants_of(arguments: argparse.Namespace) -> dict[str, Variant]:
+    """The grid, and the transformer."""
+    blocks = ["--tokens-per-sample", str(arguments.tokens_per_sample), "--sample-break-mode",
+              arguments.sample_break_mode]
+    found = []
+    for t_max, law, mask in product(arguments.t_max, arguments.laws, arguments.masks):
+        options = ["--arch", arguments.arch, "--criterion", "score_interpolation", "--t-max", f"{t_max:g}",
+                   "--timestep-sampler", law, "--masking", mask, *blocks, *shlex.split(arguments.diffusion_options)]
+        found.append(Variant(f"t_max {t_max:g}, {law}, {mask}", TASK, options, t_max, law, mask))
+    if not arguments.no_transformer:
+        found.append(Variant(TRANSFORMER, "language_modeling", [
+            "--arch", "transformer_lm", "--criterion", "cross_entropy", *sizes_of(arguments.arch), *blocks,
+            "--max-target-positions", str(arguments.tokens_per_sample + 1), "--skip-invalid-size-inputs-valid-test",
+            *shlex.split(arguments.transformer_options)]))
+    return {variant.name: variant for variant in found}
+
+
+def sizes_of(arch: str) -> list[str]:
+    """The layers and widths of a DDLM as transformer_lm's options: narrow embeddings, and a matrix that scores tokens,
+    of their own each."""
+    cfg = DDLMConfig(**DDLM[arch])
+    sizes = {"input-dim": cfg.latent_dim, "embed-dim": cfg.model_dim, "output-dim": cfg.model_dim,
+             "ffn-embed-dim": cfg.ffn_dim, "layers": cfg.encoder_layers, "attention-heads": cfg.attention_heads}
+    return [word for name, size in sizes.items() for word in (f"--decoder-{name}", str(size))]
+
+
+# ---- rows
+
+def trainings(arguments: argparse.Namespace) -> dict[str, Callable[[], dict]]:
+    """What trains every variant with every seed, {"parameters"}."""
+    def one(variant: Variant, seed: int) -> dict:
+        checkpoint = train(arguments.data, variant.task, arguments.output / folder_of(variant.name, seed), seed,
+                           [*arguments.train, *variant.options])
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+        return {"parameters": sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())}
+
+    return {folder_of(variant.name, seed): partial(one, variant, seed) for seed in range(1, arguments.seeds + 1)
+            for variant in arguments.variants.values()}
+
+
+def texts_of(variant: Variant, seed: int, prompts: Prompts, arguments: argparse.Namespace) -> Written:
+    """What a trained model writes, kept in its folder with the options that it was written with."""
+    folder = arguments.output / folder_of(variant.name, seed)
+    file, options = folder / f"{prompts.kind}.json", options_of(arguments, SAMPLING)
+    kept = read_rows(file)
+    if kept.get("options") != options:
+        checkpoint = folder / "model.pt"
+        if variant.name == TRANSFORMER:
+            found = by_transformer(prompts, checkpoint, arguments.data, arguments.samples, arguments.top_p, seed)
+        else:
+            found = by_diffusion(prompts, load_model(prompts.task, str(checkpoint)), SamplingConfig(
+                diffusion_steps=arguments.steps, solver=arguments.solver, clamping=arguments.clamping, seed=seed,
+                sampling_grid=WARPED if arguments.warped_grid and variant.law != "uniform" else "uniform",
+                candidates=arguments.samples))
+        kept = {"options": options, "prefixes": prompts.prefixes, **found._asdict()}
+        write_rows(file, kept)
+    return Written(*(kept[name] for name in Written._fields))
+
+
+def measurements(arguments: argparse.Namespace, judge: Judge) -> dict[str, Callable[[], dict]]:
+    """What makes a row for each task of each training, and of the real text."""
+    loaded: dict[str, Prompts] = {}
+
+    def prompts_of(kind: str) -> Prompts:
+        if kind not in loaded:
+            loaded[kind] = load_prompts(arguments, kind)
+        return loaded[kind]
+
+    def one(variant: Variant | None, seed: int, kind: str) -> dict:
+        prompts = prompts_of(kind)
+        found = Written([prompts.references], None, None) if variant is None else \
+            texts_of(variant, seed, prompts, arguments)
+        name = DATA if variant is None else variant.name
+        scores, signatures = judge.scores(name, prompts, found.candidates)
+        return {"variant": name, "seed": seed, "task": kind, "options": options_of(arguments, (*SAMPLING, *SCORING)),
+                "scores": {**scores, "seconds": found.seconds}, "signatures": signatures}
+
+    wanted = {f"{DATA}, {kind}": partial(one, None, 1, kind) for kind in arguments.write}
+    for seed, variant, kind in product(range(1, arguments.seeds + 1), arguments.variants.values(), arguments.write):
+        if (variant.name, kind) != (TRANSFORMER, "inpainting"):
+            wanted[f"{folder_of(variant.name, seed)}, {kind}"] = partial(one, variant, seed, kind)
+    return wanted
+
+
+def options_of(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict:
+    return {name: getattr(arguments, name) for name in names}
+
+
+# ---- all together
+
+def by_task(rows: dict[str, dict], names: list[str]) -> dict[str, dict[str, list[dict]]]:
+    """The rows by task and variant, the variants in the order of `names`."""
+    found = {}
+    for kind in KINDS:
+        variants = by_variant({name: row for name, row in rows.items() if row["task"] == kind})
+        if variants:
+            found[kind] = {name: variants[name] for name in names if name in variants}
+    return found
+
+
+def tables(tasks: dict[str, dict[str, list[dict]]], millions: dict[str, float]) -> str:
+    """A table for each task, a line for each variant with its parameters, the columns that some of them have."""
+    said = []
+    for kind, variants in tasks.items():
+        lines = {}
+        for name, rows in variants.items():
+            found = {key: [row["scores"].get(key) for row in rows] for key in COLUMNS}
+            lines[name] = {title: mean_of([value for value in found[key] if value is not None], digits)
+                           for key, (title, digits) in COLUMNS.items()}
+            lines[name]["parameters M"] = f"{millions[name]:.1f}" if name in millions else None
+        columns = [title for title in next(iter(lines.values())) if any(line[title] for line in lines.values())]
+        said.append(f"{kind}\n\n{text_table(lines, columns)}")
+    return "\n\n".join(said)
+
+
+def plot(tasks: dict[str, dict[str, list[dict]]], variants: dict[str, Variant], _, file: Path) -> None:
+    """For each task the likelihood over t_max, and over dist-1 what is likely and what varied; a point a training."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(tasks), 2, figsize=(13, 4.2 * len(tasks)), layout="constrained", squeeze=False)
+    for (kind, found), (over_range, over_variety) in zip(tasks.items(), axes):
+        measured = quality(next(iter(found.values()))[0]["scores"])
+        curves = {}
+        for name, rows in found.items():
+            points = [(row["scores"]["dist1"], row["scores"][measured]) for row in rows]
+            over_variety.plot(*zip(*points), linestyle="", label=name, marker="*" if name in (DATA, TRANSFORMER) else "o")
+            if name in variants and variants[name].t_max is not None:
+                key = f"{variants[name].law}, {variants[name].mask}"
+                curves.setdefault(key, []).extend((variants[name].t_max, value) for _, value in points)
+            else:
+                colour = over_variety.lines[-1].get_color()
+                over_range.axhline(points[0][1], color=colour, linestyle="--", linewidth=1, label=name)
+        for name, points in curves.items():
+            over_range.plot(*zip(*sorted(points)), "o-", markersize=4, label=name)
+        over_range.set(xscale="log", xlabel="t_max", title=kind)
+        over_variety.set(xlabel="dist-1 %", title=kind)
+        for axis in (over_range, over_variety):
+            axis.set(yscale="log" if measured == "perplexity" else "linear", ylabel=COLUMNS[measured][0])
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+    figure.savefig(file, dpi=130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="binarised text as fairseq-train takes it, shards with : between")
+    parser.add_argument("--arch", choices=DDLM, default="ddlm_small", help="sizes (default: %(default)s)")
+    parser.add_argument("--t-max", type=decimals, default="10", metavar="X,Y", help="default: %(default)s")
+    parser.add_argument("--laws", type=listed(LAWS), default="uniform", metavar="A,B",
+                        help=f"laws of t: {', '.join(LAWS)} (default: %(default)s)")
+    parser.add_argument("--masks", type=listed(MASKING), default="span", metavar="A,B",
+                        help=f"--masking of the trainings: {', '.join(MASKING)} (default: %(default)s)")
+    parser.add_argument("--write", type=listed(KINDS), default=",".join(KINDS), metavar="A,B",
+                        help="what is written (default: %(default)s)")
+    parser.add_argument("--diffusion-options", default="", metavar="OPTIONS",
+                        help="further options of fairseq-train for the DDLMs alone, such as '--rotary --t-min 1'")
+    parser.add_argument("--transformer-options", default="", metavar="OPTIONS",
+                        help="the same for the transformer alone, such as '--lr 5e-4'")
+    parser.add_argument("--no-transformer", action="store_true", help="leave the transformer out")
+    add_study_options(parser, "of each model")
+    add_prompts(parser)
+    parser.add_argument("--solver", choices=SOLVERS, default="euler", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=50, help="reverse steps (default: %(default)s)")
+    parser.add_argument("--warped-grid", action="store_true",
+                        help="space the steps by the law of t that a model has learned, where it has")
+    parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="the transformer draws among the likeliest tokens with this much probability (default: "
+                             "%(default)s, all)")
+    arguments = parse_study(parser)
+    if not 0 < arguments.top_p <= 1:
+        parser.error("--top-p must be above 0 and at most 1")
+    if len(set(arguments.t_max)) < len(arguments.t_max):
+        parser.error("--t-max names a value twice")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    shards = [Path(folder) for folder in arguments.data.split(":") if folder]
+    if missing := [str(folder) for folder in shards if not folder.is_dir()]:
+        raise UserError(f"no folder {', '.join(missing)}: make it with scripts/prepare_corpus.py or prepare_lines.py")
+    arguments.data = ":".join(str(folder.resolve()) for folder in shards)
+    prepare_output(arguments)
+    arguments.variants = variants_of(arguments)
+    keep_options(arguments.output, {"train": arguments.train, "data": arguments.data},
+                 {name: shlex.join(variant.options) for name, variant in arguments.variants.items()})
+    judge = Judge(arguments)
+    trained = measure(trainings(arguments), arguments.output / "trainings.json", arguments.jobs)
+    file = arguments.output / "study.json"
+    forget_others(file, options_of(arguments, (*SAMPLING, *SCORING)))
+    rows = measure(measurements(arguments, judge), file, 1)
+    # An earlier run may have had others.
+    tasks = by_task({name: row for name, row in rows.items() if row["task"] in arguments.write},
+                    [DATA, TRANSFORMER, *arguments.variants])
+    millions = {name: trained[folder_of(name, 1)]["parameters"] / 1e6 for name in arguments.variants}
+    data = rows[f"{DATA}, {arguments.write[0]}"]
+    said = (f"{tables(tasks, millions)}\n\n{data['scores']['texts']} prompts of {arguments.subset}, "
+            f"{arguments.samples} text(s) each, {arguments.seeds} seed(s); "
+            f"{arguments.solver}, {arguments.steps} steps\n"
+            + "".join(f"{name}: {text}\n" for name, text in data["signatures"].items())
+            + f"every training: {shlex.join(arguments.train)}\n")
+    report(arguments.output / "study", rows, said, partial(plot, tasks, arguments.variants))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, CommandFailed, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")

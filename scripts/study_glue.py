@@ -1,0 +1,230 @@
+"""GLUE from scratch and from pre-trained DDLMs: a grid of settings, and several seeds of the best, on the dev set.
+
+    python scripts/study_glue.py runs/glue --checkpoint span=runs/c4/averaged.pt --checkpoint random=other.pt \\
+        --output runs/glue/study -- --arch ddlm_classifier_base
+
+The first folder is one that scripts/prepare_glue.py made. For every task and every start (from scratch is always among
+them) one training a setting, then more seeds of the best one ("Democratized Diffusion Language Model", section 4.2 and
+tables 6 and 8): a result is the best validation of a training. AdamW, a constant learning rate, texts cut to 64 tokens;
+what stands after -- goes to every fairseq-train and may say otherwise, such as --freeze-encoder for a linear probe, or
+--max-epoch 3. Writes study.json, study.txt and study.png into --output. Interrupted, it goes on where it was, in the
+middle of a training; tasks, starts, settings and seeds may be added.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from _commands import USER_DIR, CommandFailed, fairseq, run
+from _study import (
+    add_study_options,
+    device_options,
+    keep_options,
+    mean_of,
+    measure,
+    parse_study,
+    prepare_output,
+    report,
+)
+from plot_losses import read_series
+
+from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.metrics.report import text_table
+
+SCRATCH, MAJORITY = "from scratch", "most frequent label"
+FINE_TUNING = ["--optimizer", "adam", "--weight-decay", "0.01", "--lr-scheduler", "fixed", "--max-positions", "64",
+               "--shorten-method", "truncate"]
+METRICS = {"accuracy": "accuracy", "mcc": "Matthews correlation", "acc_and_f1": "mean of accuracy and F1"}
+
+
+class Setting(NamedTuple):
+    """A point of the grid; the numbers as they were given."""
+
+    lr: str
+    batch_size: str
+    time: str
+
+    def __str__(self) -> str:
+        return f"lr{self.lr}-batch{self.batch_size}-t{self.time}"
+
+
+Cell = Tuple[str, str]  # task, start
+
+
+def start(text: str) -> Tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if not (equals and file and name.replace("-", "").replace("_", "").isalnum()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as span=averaged.pt, the name of letters, "
+                                         "digits, - and _")
+    return name, Path(file)
+
+
+def values(kind: Callable) -> Callable[[str], List[str]]:
+    """A parser of positive numbers with commas between that keeps them as they were written."""
+    def parse(text: str) -> List[str]:
+        try:
+            if all(kind(word) > 0 for word in text.split(",")):
+                return text.split(",")
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}: give positive numbers with commas between")
+    return parse
+
+
+def fine_tune(arguments: argparse.Namespace, cell: Cell, setting: Setting, seed: int) -> Dict:
+    """The row of one training: its validation after every epoch, and the best of them."""
+    task, origin = cell
+    data, folder = arguments.work / task, arguments.output / name_of(cell, setting, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = shlex.split((data / "options.txt").read_text(encoding="utf-8"))
+    file = arguments.starts[origin]
+    run(fairseq("fairseq-train", data, "--user-dir", USER_DIR, *known, *FINE_TUNING, "--lr", setting.lr, "--batch-size",
+                setting.batch_size, "--classification-time", setting.time, "--seed", seed, "--save-dir", folder,
+                "--no-epoch-checkpoints", "--log-format", "json", *device_options(), *arguments.train,
+                *(["--finetune-from-model", file] if file else [])), folder / "train.log", mode="a")
+    metric = facts(arguments.work, task)["metric"]
+    curve = read_series([str(folder / "train.log")]).get(metric, {}).get("valid", [])
+    if not curve:
+        raise UserError(f"{folder / 'train.log'} has no validation by {metric}: leave --disable-validation out")
+    for checkpoint in folder.glob("*.pt"):
+        checkpoint.unlink()  # hundreds of them would fill a disk; what is kept is what they scored
+    return {"task": task, "start": origin, **setting._asdict(), "seed": seed, "best": max(value for _, value in curve),
+            "curve": curve}
+
+
+def name_of(cell: Cell, setting: Setting, seed: int) -> str:
+    return f"{cell[0]}-{cell[1].replace(' ', '-')}-{setting}-seed{seed}"
+
+
+def facts(work: Path, task: str) -> Dict:
+    return json.loads((work / task / "task.json").read_text(encoding="utf-8"))
+
+
+def best_settings(arguments: argparse.Namespace, rows: Dict[str, Dict]) -> Dict[Cell, Setting]:
+    """The setting of each task and start whose first seed is best; of equal ones the first."""
+    return {cell: max(arguments.grid, key=lambda setting: rows[name_of(cell, setting, 1)]["best"])
+            for cell in product(arguments.tasks, arguments.starts)}
+
+
+def study(arguments: argparse.Namespace) -> Tuple[Dict[str, Dict], Dict[Cell, Setting]]:
+    """The rows of the grid, and of the other seeds of its best settings."""
+    file = arguments.output / "study.json"
+    cells = list(product(arguments.tasks, arguments.starts))
+    grid = {name_of(cell, setting, 1): partial(fine_tune, arguments, cell, setting, 1)
+            for cell, setting in product(cells, arguments.grid)}
+    chosen = best_settings(arguments, measure(grid, file, arguments.jobs))
+    seeds = {name_of(cell, chosen[cell], seed): partial(fine_tune, arguments, cell, chosen[cell], seed)
+             for seed in range(1, arguments.seeds + 1) for cell in cells}
+    return measure(seeds, file, arguments.jobs), chosen
+
+
+def seeds_of(arguments: argparse.Namespace, rows: Dict[str, Dict], cell: Cell, setting: Setting) -> List[float]:
+    return [rows[name_of(cell, setting, seed)]["best"] for seed in range(1, arguments.seeds + 1)]
+
+
+def tables(arguments: argparse.Namespace, rows: Dict[str, Dict], chosen: Dict[Cell, Setting]) -> str:
+    """Mean over seeds, best of all, and the chosen settings."""
+    def majority(task: str) -> Optional[str]:
+        known = facts(arguments.work, task)
+        return f"{known[MAJORITY]:.1f}" if known["metric"] == "accuracy" else None
+
+    def best(cell: Cell) -> str:
+        return f"{max(row['best'] for row in rows.values() if (row['task'], row['start']) == cell):.1f}"
+
+    cells = {origin: [(task, origin) for task in arguments.tasks] for origin in arguments.starts}
+    means = {origin: {cell[0]: mean_of(seeds_of(arguments, rows, cell, chosen[cell]), 1) for cell in of}
+             for origin, of in cells.items()}
+    means[MAJORITY] = {task: majority(task) for task in arguments.tasks}
+    bests = {origin: {cell[0]: best(cell) for cell in of} for origin, of in cells.items()}
+    settings = {origin: {cell[0]: str(chosen[cell]) for cell in of} for origin, of in cells.items()}
+    metrics = ", ".join(f"{task}: {METRICS[facts(arguments.work, task)['metric']]}" for task in arguments.tasks)
+    return "\n\n".join(
+        f"{title}\n\n{text_table(found, arguments.tasks)}" for title, found in (
+            (f"mean over {arguments.seeds} seed(s) of the best setting", means),
+            ("best of all trainings", bests), ("best setting", settings))) + f"\n\ndev set, x 100. {metrics}\n"
+
+
+def plot(arguments: argparse.Namespace, chosen: Dict[Cell, Setting], rows: Dict[str, Dict], file: Path) -> None:
+    """A panel a task: for every start the trainings of the grid, by their t, and the seeds of the best setting."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(arguments.tasks), figsize=(4 * len(arguments.tasks) + 1, 4.5), squeeze=False,
+                                   layout="constrained")
+    times = sorted({setting.time for setting in arguments.grid}, key=float)
+    for axis, task in zip(axes[0], arguments.tasks):
+        for place, origin in enumerate(arguments.starts):
+            for number, time in enumerate(times):
+                points = [rows[name_of((task, origin), setting, 1)]["best"] for setting in arguments.grid
+                          if setting.time == time]
+                axis.plot([place - 0.15] * len(points), points, ".", color=f"C{number}", alpha=0.6,
+                          label=f"grid, t = {time}" if not place else None)
+            seeds = seeds_of(arguments, rows, (task, origin), chosen[task, origin])
+            axis.plot([place + 0.15] * len(seeds), seeds, "o", color="black", fillstyle="none",
+                      label="seeds of the best setting" if not place else None)
+        known = facts(arguments.work, task)
+        if known["metric"] == "accuracy":
+            axis.axhline(known[MAJORITY], color="grey", linestyle=":", label=MAJORITY)
+        axis.set(title=task, ylabel=METRICS[known["metric"]], xticks=range(len(arguments.starts)),
+                 xlim=(-0.5, len(arguments.starts) - 0.5))
+        axis.set_xticklabels(arguments.starts, rotation=20)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="DIR", help="folder with a folder a task, by prepare_glue.py")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), metavar="NAME,...",
+                        help="default: those that are there")
+    parser.add_argument("--checkpoint", type=start, action="append", default=[], metavar="NAME=FILE",
+                        help="a start: a DDLM of the sizes that stand after --; repeatable")
+    for option, kind, default, what in (
+        ("--learning-rates", float, "3e-4,1e-4,3e-5,1e-5", "of AdamW"),
+        ("--batch-sizes", int, "16,32,64,128", "texts an update"),
+        ("--times", float, "1,5,10", "values of --classification-time"),
+    ):
+        parser.add_argument(option, type=values(kind), default=values(kind)(default), metavar="N,M,...",
+                            help=f"{what} (default: {default})")
+    add_study_options(parser, "of the best setting")
+    parser.set_defaults(seeds=5)
+    arguments = parse_study(parser)
+    arguments.starts = {SCRATCH: None, **{name: file.resolve() for name, file in arguments.checkpoint}}
+    if len(arguments.starts) <= len(arguments.checkpoint):
+        parser.error("two --checkpoint options have the same name")
+    arguments.grid = [Setting(*point) for point in product(arguments.learning_rates, arguments.batch_sizes,
+                                                           arguments.times)]
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    arguments.work = arguments.work.resolve()
+    there = sorted(file.parent.name for file in arguments.work.glob("*/task.json"))
+    arguments.tasks = arguments.tasks or there
+    if not there or set(arguments.tasks) - set(there):
+        raise UserError(f"{arguments.work} lacks {', '.join(set(arguments.tasks) - set(there)) or 'any task'}: make it "
+                        "with scripts/prepare_glue.py")
+    for file in arguments.starts.values():
+        if file and not file.is_file():
+            raise UserError(f"no checkpoint {file}")
+    prepare_output(arguments)
+    keep_options(arguments.output, {"train": arguments.train},
+                 {name: str(file) for name, file in arguments.starts.items()})
+    rows, chosen = study(arguments)
+    report(arguments.output / "study", rows, f"{tables(arguments, rows, chosen)}every training: "
+           f"{shlex.join(arguments.train)}\n", partial(plot, arguments, chosen))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, CommandFailed, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
