@@ -176,9 +176,9 @@ def test_the_slurm_job_trains_and_is_queued_again_before_its_time_is_over(work, 
             process.send_signal(signal.SIGUSR1)
         if "queued again" in line:
             break
-    # SLURM ends a job that it has queued again.
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    # SLURM ends a job that it has queued again; torchrun, which is told so, ends its processes.
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
     assert (tmp_path / "stubs" / "requeued").read_text() == "requeue 7\n"
     reached = torch.load(tmp_path / "ck" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
     process = job(reached + 2)

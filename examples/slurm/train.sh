@@ -6,7 +6,7 @@ set -euo pipefail
 # Two minutes before the time is over, and where the job is preempted: the job is queued again, and goes on from the
 # last checkpoint. So --save-interval-updates says how much is lost, and all data and --save-dir lie where every node
 # sees them.
-trap 'echo "queued again"; scontrol requeue "$SLURM_JOB_ID"; wait "$job"' USR1
+trap 'scontrol requeue "$SLURM_JOB_ID"; echo "queued again"; wait "$job"' USR1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # A process that dies, with its node even, ends this round: torchrun starts all of them again, at most so many times.
 srun --kill-on-bad-exit=0 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${PROCESSES:-8}" \
