@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_fairseq.data.filler import is_filler
 from diffusion_fairseq.denoiser import START, Denoiser, Rows, aligned
 from diffusion_fairseq.diffusion.noise import combine, sequence_keys
 from diffusion_fairseq.diffusion.sampling import sample as reverse_process
@@ -98,6 +99,7 @@ class DiffusionGenerator:
         self.forbidden[dictionary.pad()] = model.length_model not in PADDING_MODELLED
         if model.mask is not None:
             self.forbidden[model.mask] = True
+        self.forbidden[[index for index, symbol in enumerate(dictionary.symbols) if is_filler(symbol)]] = True
 
     def _levels(self) -> List:
         """The levels from the noisiest to the clean one."""

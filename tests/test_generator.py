@@ -201,6 +201,19 @@ def test_special_tokens_are_never_generated():
                 assert EOS not in h["tokens"][:-1].tolist()
 
 
+def test_words_that_only_fill_the_dictionary_up_are_never_generated():
+    dictionary = make_dictionary()
+    dictionary.pad_to_multiple_(16)
+    filler = [index for index, symbol in enumerate(dictionary.symbols) if symbol.startswith("madeupword")]
+    model = make_genie(dictionary)
+    with torch.no_grad():
+        model.rounding_bias[filler] = 50.0
+    generator = DiffusionGenerator(model, dictionary, make_sampling(diffusion_steps=6))
+    with torch.no_grad():
+        found = generator.generate([model], make_sample(dictionary, [5, 8, 3]))
+    assert filler and not any(set(filler) & set(hypotheses[0]["tokens"].tolist()) for hypotheses in found)
+
+
 def test_clamping_from_acts_from_that_step_on():
     model, sample = sharp_genie(), make_sample(DICTIONARY, [8])
     tokens = [generate(model, sample, clamping=True, clamping_from=n, retain_history=True)[0][0]["history"]

@@ -263,6 +263,17 @@ def test_generated_files_come_in_the_order_of_training():
     assert report.evenly(list(range(100)), 12)[::11] == [0, 99] and report.evenly([1, 2], 12) == [1, 2]
 
 
+def test_what_is_too_much_is_left_out_and_named(tmp_path, monkeypatch):
+    write_log(tmp_path / "train.log", training((10,), **{f"term{i:02}": "1" for i in range(40)}))
+    for number in range(30):
+        write_generated(tmp_path / f"generated-{number}.txt", ("a", "b", "c" * 5000))
+    write_generated(tmp_path / "generated.txt", ("other source", "b", "c"))
+    page = page_of(tmp_path, tmp_path, "--format", "markdown")
+    assert "Without a panel: term23, term24, " in page and "| term39 | train |" in page
+    assert "12 of 31 files, evenly chosen." in page and "c" * 1000 + " ..." in page and "c" * 1001 not in page
+    assert page.index("| generated-27 |") < page.index("| source | other source |") < page.index("| generated | c |")
+
+
 def test_without_matplotlib_there_are_tables(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     page = page_of(folder, tmp_path)

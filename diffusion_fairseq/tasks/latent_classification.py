@@ -12,6 +12,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II, OmegaConf
 
+from diffusion_fairseq.data.filler import is_filler
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
 from diffusion_fairseq.models.latent_space import LatentSpace
@@ -20,7 +21,6 @@ from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionTask
 from diffusion_fairseq.tasks.updates import SharedUpdates
 
 logger = logging.getLogger(__name__)
-FILLER = "madeupword"  # what fairseq-preprocess fills a dictionary up with
 
 
 @dataclass
@@ -45,7 +45,7 @@ class LatentClassificationTask(SharedUpdates):
         super().__init__(cfg)
         self.dictionary, self.label_dictionary = dictionary, label_dictionary
         self.labels = [word for word in label_dictionary.symbols[label_dictionary.nspecial:]
-                       if not word.startswith(FILLER)]
+                       if not is_filler(word)]
         self.model: Optional[LatentClassifierModel] = None
 
     @classmethod

@@ -18,6 +18,7 @@ from omegaconf import II, OmegaConf
 from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
+from diffusion_fairseq.data.filler import is_filler
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import DiffusionModel
@@ -252,7 +253,7 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         except OSError as error:
             raise UserError(f"--bpe: {error}") from error
         if hasattr(bpe, "sp"):
-            words = [w for w in self.src_dict.symbols[self.src_dict.nspecial:] if not w.startswith("madeupword")]
+            words = [word for word in self.src_dict.symbols[self.src_dict.nspecial:] if not is_filler(word)]
             missing = sum(bpe.sp.PieceToId(word) == bpe.sp.unk_id() for word in words)
             if words and missing / len(words) > UNKNOWN_PIECES:
                 raise UserError(f"the sentencepiece model {args.sentencepiece_model} lacks {missing} of the "
