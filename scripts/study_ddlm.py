@@ -213,8 +213,12 @@ def plot(tasks: dict[str, dict[str, list[dict]]], variants: dict[str, Variant], 
         measured = quality(next(iter(found.values()))[0]["scores"])
         curves = {}
         for name, rows in found.items():
-            points = [(row["scores"]["dist1"], row["scores"][measured]) for row in rows]
-            over_variety.plot(*zip(*points), linestyle="", label=name, marker="*" if name in (DATA, TRANSFORMER) else "o")
+            # Texts without a word have no likelihood.
+            points = [(row["scores"]["dist1"], row["scores"][measured]) for row in rows if row["scores"][measured]]
+            if not points:
+                continue
+            marker = "*" if name in (DATA, TRANSFORMER) else "o"
+            over_variety.plot(*zip(*points), linestyle="", label=name, marker=marker)
             if name in variants and variants[name].t_max is not None:
                 key = f"{variants[name].law}, {variants[name].mask}"
                 curves.setdefault(key, []).extend((variants[name].t_max, value) for _, value in points)

@@ -72,12 +72,13 @@ def plot(rows: dict[str, dict], file: Path) -> None:
     measured = quality(rows[DATA])
     curves: dict[str, list[dict]] = {}
     for name, row in rows.items():
-        if name != DATA:
+        if name != DATA:  # texts without a word have no likelihood
             curves.setdefault(curve_of(row), []).append(row)
     for axis, (key, title) in zip(axes, AXES.items()):
         for place, (label, found) in enumerate(curves.items()):
-            points = sorted((row[key], row[measured]) for row in found if row[measured] is not None)
-            axis.plot(*zip(*points), marker="osv^D"[place // 10 % 5], markersize=4, linewidth=1, label=label)
+            points = sorted((row[key], row[measured]) for row in found if row[measured])
+            axis.plot([x for x, _ in points], [y for _, y in points], label=label, marker="osv^D"[place // 10 % 5],
+                      markersize=4, linewidth=1)
         axis.axhline(rows[DATA][measured], color="grey", linestyle="--", linewidth=1)
         axis.set(xlabel=title, yscale="log" if measured == "perplexity" else "linear")
         axis.grid(alpha=0.3)

@@ -4,22 +4,24 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/test.sh [--fast] [--host modern|official] [pytest arguments]
+usage: bash scripts/test.sh [--fast | --slow] [--host modern|official] [pytest arguments]
 
-Runs scripts/setup.sh, ruff, and every test: those of single functions and those of fairseq's commands.
+Runs scripts/setup.sh, ruff, and the tests: those of single functions and those of fairseq's commands.
 
   --fast    leave out the tests that start fairseq's commands
+  --slow    also the tests that take minutes each: many trainings, killed runs, several processes
   --host    the host to test on, see scripts/setup.sh --help
 TEXT
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 host=modern
-selection=()
+selection=(-m 'not endurance')
 arguments=()
 while (($#)); do
     case $1 in
-        --fast) selection=(-m 'not slow') ;;
+        --fast) selection=(-m 'not slow and not endurance') ;;
+        --slow) selection=() ;;
         --host)
             host=${2-}
             shift

@@ -179,5 +179,5 @@ def test_all_processes_name_the_bad_batch_of_one(work, tmp_path, skip):
     if skip:
         assert max(losses(done.stdout + done.stderr)) == UPDATES
     else:
-        assert done.returncode != 0 and re.search("^error: update 2", done.stderr, re.M)
+        assert done.returncode != 0 and re.search(r"^(\[rank\d\]: )?error: update 2", done.stderr, re.M)
         assert max(losses(done.stdout + done.stderr)) == 1 and not (tmp_path / "ck" / "crash.pt").exists()

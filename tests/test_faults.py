@@ -132,13 +132,14 @@ def test_torchrun_starts_again_after_a_rank_was_killed(work, tmp_path):  # noqa:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 1,
                 "--monitor-interval", 0.5, "-m", "fairseq_cli.train")
     process = start(work, tmp_path / "killed", 20, launcher)
-    found = []
+    found, said = [], []
     for line in process.stdout:
         found += losses(line)
+        said.append(line)
         if found == list(range(1, 9)):
             os.kill(children(process.pid)[1], signal.SIGKILL)
             found += [None]
-    assert process.wait() == 0
+    assert process.wait() == 0, "".join(said)[-3000:]
     resumed = found[found.index(None) + 1 :]
     assert resumed[-15:] == list(range(6, 21)), "training goes on after the checkpoint of update 5"
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
@@ -241,8 +242,11 @@ def test_generation_by_torchrun_is_merged_to_what_one_process_writes(work, tmp_p
 
 
 def test_the_training_set_is_generated_in_shards_too(work):  # noqa: F811
-    printed = generate(work, "--diffusion-steps", "2", "--gen-subset", "train", "--num-shards", "3").stdout
-    assert 0 < printed.count("\nH-") < 100
+    """And a shard that has no batch ends well."""
+    for number, batch_size, count in ((0, 16, 80), (2, 1000, 0)):
+        printed = generate(work, "--diffusion-steps", "2", "--gen-subset", "train", "--num-shards", "3", "--shard-id",
+                           number, "--batch-size", batch_size).stdout
+        assert len(re.findall("^H-", printed, re.M)) <= count and bool(count) == ("\nH-" in printed)
 
 
 def test_a_file_of_other_options_is_refused_and_left_as_it_is(work, tmp_path):  # noqa: F811

@@ -172,6 +172,7 @@ def test_recipe_from_the_distributors_files_to_a_training(tmp_path, pretraining)
 
 
 @pytest.mark.slow
+@pytest.mark.endurance
 def test_study_searches_the_grid_and_repeats_the_best(tmp_path, pretraining):
     work = tmp_path / "work"
     run_script("prepare_glue.py", sections(tmp_path / "raw"), "--out", work, "--workers", 1, "--dictionary",

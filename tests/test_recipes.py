@@ -73,7 +73,8 @@ def test_the_paraphrase_recipe_runs_from_a_table_of_questions_to_scores(tmp_path
 
 
 @pytest.mark.parametrize("dictionaries, architecture", [
-    ([], "diffuseq_tiny"), (["--separate-dictionaries"], "genie_tiny")])
+    ([], "diffuseq_tiny"),
+    pytest.param(["--separate-dictionaries"], "genie_tiny", marks=pytest.mark.endurance)])
 def test_the_translation_recipe_runs_from_indexes_to_scores(tmp_path, dictionaries, architecture):
     packages = made(60)
     indexes = write_indexes(tmp_path / "indexes", packages, packages)

@@ -140,16 +140,20 @@ def test_text_of_others_is_shown_as_text(folder, tmp_path):
 
 
 def test_logs_of_a_resumed_training_are_joined_by_their_stamps(tmp_path):
-    later = [line.replace("10:00:00", "11:00:00") for line in training((20, 40), extra="1")]
-    write_log(tmp_path / "a.log", later)
+    write_log(tmp_path / "a.log", [line.replace("10:00:00", "11:00:00") for line in training((10, 40), extra="1")])
     write_log(tmp_path / "b.log", training((10, 20, 30)))
     write_log(tmp_path / "export.log", ["no record"])
     run = _training_run.read_run(tmp_path)
     assert [log.name for log in run.logs] == ["b.log", "a.log"]
-    assert [update for update, _ in run.series["loss"]["train"]] == [10, 20, 40] and "extra" in run.series
-    bare = [line[line.index("{"):] for line in later]  # as --log-file holds them
-    write_log(tmp_path / "a.log", bare)
-    assert [log.name for log in _training_run.read_run(tmp_path).logs] == ["b.log", "a.log"]
+    assert [update for update, _ in run.series["loss"]["train"]] == [10, 40] and "extra" in run.series
+
+
+def test_logs_without_stamps_are_joined_by_their_first_updates(tmp_path):
+    write_log(tmp_path / "a.log", [line[line.index("{"):] for line in training((20, 40))])  # as --log-file holds them
+    write_log(tmp_path / "b.log", training((10, 20, 30)))
+    run = _training_run.read_run(tmp_path)
+    assert [log.name for log in run.logs] == ["b.log", "a.log"]
+    assert [update for update, _ in run.series["loss"]["train"]] == [10, 20, 40]
 
 
 def test_logs_above_the_folder_are_its_own(tmp_path):
@@ -269,7 +273,7 @@ def test_what_is_too_much_is_left_out_and_named(tmp_path, monkeypatch):
         write_generated(tmp_path / f"generated-{number}.txt", ("a", "b", "c" * 5000))
     write_generated(tmp_path / "generated.txt", ("other source", "b", "c"))
     page = page_of(tmp_path, tmp_path, "--format", "markdown")
-    assert "Without a panel: term23, term24, " in page and "| term39 | train |" in page
+    assert "Without a panel: term22, term23, " in page and "| term39 | train |" in page
     assert "12 of 31 files, evenly chosen." in page and "c" * 1000 + " ..." in page and "c" * 1001 not in page
     assert page.index("| generated-27 |") < page.index("| source | other source |") < page.index("| generated | c |")
 

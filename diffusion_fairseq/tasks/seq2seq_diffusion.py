@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
@@ -172,21 +173,25 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             UserError: a shard that there is not; a file that is not of an interrupted run like this.
         """
         cfg = self.cfg
-        if "epoch" in kwargs:
-            # The trainer, which shares its batches out itself.
+        if "epoch" in kwargs or (cfg.num_shards == 1 and cfg.resume_generation is None):
+            # The trainer shares its batches out itself.
             return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
         if cfg.num_shards > 1 and num_shards == 1:
             if not 0 <= cfg.shard_id < cfg.num_shards:
                 raise UserError(f"--shard-id must be from 0 to {cfg.num_shards - 1} (--num-shards {cfg.num_shards}), "
                                 f"got {cfg.shard_id}")
             num_shards, shard_id = cfg.num_shards, cfg.shard_id
-        if cfg.resume_generation is None:
-            return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         own = iterator.frozen_batches[shard_id::num_shards]
-        iterator._frozen_batches = left_to_generate(own, cfg.resume_generation)
-        done = len(own) - len(iterator.frozen_batches)
-        logger.info(f"{cfg.resume_generation}: {done} of {len(own)} batches are there")
+        if not own and iterator.frozen_batches:
+            # The host would divide by the time that it took.
+            logger.info(f"nothing to generate in shard {shard_id}: there are {len(iterator.frozen_batches)} batches")
+            sys.exit()
+        if cfg.resume_generation is not None:
+            left = left_to_generate(own, cfg.resume_generation)
+            logger.info(f"{cfg.resume_generation}: {len(own) - len(left)} of {len(own)} batches are there")
+            own = left
+        iterator._frozen_batches = own
         return iterator
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
