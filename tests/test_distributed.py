@@ -40,6 +40,7 @@ CASES = {
     "cpd": ("lm", "--task", "cpd_pretrain", "--max-source-positions", 40, "--max-target-positions", 16,
             "--min-document-tokens", 3, "--arch", "genie_tiny", "--criterion", "diffusion_vlb"),
 }
+ALWAYS = ("genie loss-aware", "ddlm time-warp")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,8 @@ def assert_same_training(one, other):
     return mine
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.endurance)
+                                  for name in CASES])
 def test_two_processes_train_as_one_with_twice_the_batches(work, tmp_path, name):
     alone = train(tmp_path / "1", 1, options(work, name, tmp_path / "1", "--update-freq", 2))
     both = train(tmp_path / "2", 2, options(work, name, tmp_path / "2"))

@@ -61,6 +61,7 @@ def assert_equal(one, other):
     assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
 
 
+@pytest.mark.endurance
 def test_killed_at_random_moments_training_ends_with_the_same_weights(work, tmp_path):  # noqa: F811
     updates, draw, kills = 600, random.Random(5), 0
     expected = whole_run(work, tmp_path / "whole", updates)
@@ -126,6 +127,7 @@ def children(pid):
         return [int(number) for number in numbers.read().split()]
 
 
+@pytest.mark.endurance
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="no /proc to find a process's children in")
 def test_torchrun_starts_again_after_a_rank_was_killed(work, tmp_path):  # noqa: F811
     torchrun(work / "bin", *OPTIONS, "--max-update", 20, "--save-dir", tmp_path / "whole")
@@ -164,6 +166,7 @@ def slurm(tmp_path):
             "SLURM_JOB_NUM_NODES": "1", "PROCESSES": "2", "PORT": "0", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.endurance
 def test_the_slurm_job_trains_and_is_queued_again_before_its_time_is_over(work, tmp_path, slurm):  # noqa: F811
     def job(updates):
         words = ["bash", REPOSITORY / "examples/slurm/train.sh", work / "bin", *OPTIONS, "--user-dir", PACKAGE,

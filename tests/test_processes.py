@@ -1,5 +1,6 @@
 """What several processes know together."""
 
+import importlib
 import multiprocessing
 from datetime import timedelta
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
+from diffusion_fairseq.compat.processes import restart_under_torchrun
 from diffusion_fairseq.diffusion.processes import gather_passes, max_over_processes, sum_over_processes
 from diffusion_fairseq.tasks.updates import seed_of_pass
 
@@ -43,6 +45,17 @@ def test_all_processes_know_the_same_in_the_order_of_a_single_one(tmp_path):
 def test_one_process_knows_what_it_has_met():
     assert gather_passes([rows(TOGETHER[:3]), rows(TOGETHER[3:])]).tolist() == TOGETHER
     assert sum_over_processes(rows(TOGETHER)).tolist() == max_over_processes(rows(TOGETHER)).tolist() == TOGETHER
+
+
+def test_processes_that_were_started_again_do_not_find_the_dead_ones(monkeypatch):
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    store = distributed.HashStore()
+    store.set("address of rank 0", "dead")
+    monkeypatch.setattr(rendezvous, "_create_c10d_store", lambda *_: store)
+    for restarts in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        restart_under_torchrun()
+        assert rendezvous._create_c10d_store("host", 1).check(["address of rank 0"]) == (restarts == "0")
 
 
 def test_each_batch_of_each_update_draws_other_numbers():

@@ -11,7 +11,13 @@ from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, st
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.literals import literal_eval
-from diffusion_fairseq.compat.processes import broadcast_object, join_torchrun, replicate_on_cpu, spawn_without_gpus
+from diffusion_fairseq.compat.processes import (
+    broadcast_object,
+    join_torchrun,
+    replicate_on_cpu,
+    restart_under_torchrun,
+    spawn_without_gpus,
+)
 from diffusion_fairseq.compat.saving import save_whole_checkpoints
 from diffusion_fairseq.compat.search import diverse_beam_search
 from diffusion_fairseq.compat.training import (
@@ -32,6 +38,7 @@ MENDS = (
     save_whole_checkpoints,
     broadcast_object,
     join_torchrun,
+    restart_under_torchrun,
     spawn_without_gpus,
     replicate_on_cpu,
     stop_prefetch_at_exit,

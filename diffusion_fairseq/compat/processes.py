@@ -1,5 +1,6 @@
 """Several processes: resuming them, and starting them on machines without GPUs."""
 
+import importlib
 import os
 import socket
 
@@ -58,6 +59,21 @@ def join_torchrun() -> None:
 
     replace(distributed, "infer_init_method", infer_init_method)
     replace(distributed, "_infer_torch_distributed_launch_init", join_without_gpus)
+
+
+def restart_under_torchrun() -> None:
+    """Let the processes that torchrun --max-restarts has started again find one another.
+
+    torch >= 2.5 or so, any host: they meet in the store of the round before, where the addresses of its dead processes
+    still are ("Gloo connectFullMesh failed ... Connection refused").
+    """
+    # torch.distributed has a function of this name, too.
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or not hasattr(rendezvous, "_create_c10d_store"):
+        return
+    stock = rendezvous._create_c10d_store
+    rendezvous._create_c10d_store = lambda *args, **kwargs: dist.PrefixStore(restarts, stock(*args, **kwargs))
 
 
 def spawn_without_gpus() -> None:
