@@ -41,14 +41,10 @@ class Rows(NamedTuple):
         return self.packing.shape[1]
 
     @classmethod
-    def of(cls, memory: Condition, lengths: Tensor, keys: Tensor) -> "Rows":
-        """Rows as wide as the longest of them needs."""
-        return cls(memory, lengths, keys, Packing.of(lengths_to_mask(lengths, aligned(int(lengths.max())))))
-
-    def computing(self, active: Tensor) -> "Rows":
-        """The same rows; nothing is computed for those that are not active (R,)."""
-        mask = lengths_to_mask(self.lengths, self.width)
-        return self._replace(packing=Packing.of(mask & active[:, None]))
+    def of(cls, memory: Condition, lengths: Tensor, keys: Tensor, active: Optional[Tensor] = None) -> "Rows":
+        """Rows as wide as the longest of them needs; nothing is computed for those that are not active (R,)."""
+        mask = lengths_to_mask(lengths, aligned(int(lengths.max())))
+        return cls(memory, lengths, keys, Packing.of(mask if active is None else mask & active[:, None]))
 
 
 class Denoiser:
@@ -126,10 +122,10 @@ class Denoiser:
         sums = packing.unpack(self.entropy(packing))[chosen].double().sum(dim=1)
         return sums / mask[chosen].sum(dim=1).clamp(min=1)
 
-    def select(self, sources: Tensor, index: Tensor) -> None:
-        """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
+    def select(self, sources: Tensor, index: Tensor, active: Tensor) -> None:
+        """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay, of which some are active."""
         before = self.rows
-        self.rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index])
+        self.rows = Rows.of(before.memory.select(sources), before.lengths[index], before.keys[index], active)
         self.clamped = None
         self.estimate = self.estimate[index, : self.rows.width]
         if self.given_noise is not None:
@@ -139,7 +135,7 @@ class Denoiser:
 
     def compute(self, active: Tensor) -> None:
         """Go on with the active rows (R,); the others keep their place and cost nothing but attention."""
-        self.rows = self.rows.computing(active)
+        self.rows = Rows.of(self.rows.memory, self.rows.lengths, self.rows.keys, active)
         self.clamped = None
 
     def noise(self, counter: int) -> Tensor:

@@ -230,14 +230,11 @@ class DiffusionGenerator:
     @staticmethod
     def _compact(denoise: Denoiser, state: SamplerState, live: Live, sources: Tensor, index: Tensor):
         """Go on with some sources (B',) and the rows (B' * N',) of theirs that stay."""
-        denoise.select(sources, index)
+        denoise.select(sources, index, live.active[index])
         width = denoise.rows.width
         state = SamplerState(state.xt[index, :width], state.pred_x0[index, :width],
                              state.level.cut(width), state.pred_level.cut(width))
-        live = live.select(index, width)
-        if not live.active.all():
-            denoise.compute(live.active)
-        return state, live
+        return state, live.select(index, width)
 
     def buckets(self, encoded: Condition, src_tokens: Tensor,
                 ids: Optional[Tensor] = None) -> Iterator[Tuple[List[int], Rows]]:

@@ -88,9 +88,7 @@ class DDLMClassifierModel(DDLMEncoder, Persistent):
         packing = Packing.of(src_tokens != self.pad)
         t = torch.tensor([self.cfg.classification_time], device=src_tokens.device)
         x0 = F.embedding(src_tokens, self.vectors).float()
-        hidden = packing.unpack(self.hidden(self.scaled(x0, t), t, packing))
-        count = src_tokens.size(1) if packing.mask is None else packing.mask.sum(dim=1, keepdim=True)
-        return hidden.sum(dim=1) / count
+        return packing.mean(self.hidden(self.scaled(x0, t), t, packing))
 
     def forward(self, src_tokens: Tensor, classification_head_name: str, **_) -> Tuple[Tensor, None]:
         """Scores (B, classes) of texts (B, L) by a head, as the host's criterion sentence_prediction asks for them."""

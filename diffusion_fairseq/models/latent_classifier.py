@@ -117,9 +117,7 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
 
     def logits(self, xt: Tensor, t: Tensor, packing: Packing) -> Tensor:
         """Scores (R, labels) of x_t (R, L, D) at times t (R,) or (), float32."""
-        hidden = packing.unpack(self.hidden(xt, t, packing))
-        count = xt.size(1) if packing.mask is None else packing.mask.sum(dim=1, keepdim=True)
-        return self.head(self.dropout(hidden.sum(dim=1) / count)).float()
+        return self.head(self.dropout(packing.mean(self.hidden(xt, t, packing)))).float()
 
 
 def _listed(labels: List[str]) -> str:

@@ -66,6 +66,11 @@ class Packing(NamedTuple):
             return self.unpack(x)
         return x.index_select(0, self.origin).unflatten(0, self.shape)
 
+    def mean(self, x: Tensor) -> Tensor:
+        """(n, C) -> (R, C), over the real positions of each row."""
+        count = self.shape[1] if self.mask is None else self.mask.sum(dim=1, keepdim=True)
+        return self.unpack(x).sum(dim=1) / count
+
     def rows(self, device: torch.device) -> Tensor:
         """The row (n,) of each packed position."""
         return self.pack(torch.arange(self.shape[0], device=device)[:, None].expand(self.shape))
