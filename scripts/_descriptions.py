@@ -1,18 +1,18 @@
 """Package descriptions of Debian's indexes in several languages, for the preparers of texts made of them. Standard
 library only."""
 
+import argparse
 import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, Mapping, NamedTuple
 
 from _apt import Apt
 from _data import DataError, progress, read_compressed, sha256, utf8_lines, write_files
-from _debsum import Package
+from _debsum import Package, Pair
 
 SCRIPTS = Path(__file__).resolve().parent
-INDEXES_HELP = "read Packages and Translation-LANGUAGE (.xz, .bz2, .gz or plain) of DIR, without apt"
 
 
 class Indexes(NamedTuple):
@@ -125,6 +125,23 @@ def read_packages(indexes: Indexes) -> list[Package]:
 
 
 # ---- results
+
+def columns(splits: Mapping[str, list[Pair]], source: Callable[[Pair], str],
+            target: Callable[[Pair], str]) -> dict[str, list[str]]:
+    """{file name: lines} of the aligned files; .id has package, source, section and md5 between tabs."""
+    parts = {"src": source, "tgt": target, "id": lambda pair: "\t".join(pair[:4])}
+    return {f"{split}.{ending}": [part(pair) for pair in pairs]
+            for split, pairs in splits.items() for ending, part in parts.items()}
+
+
+def add_set_options(parser: argparse.ArgumentParser) -> None:
+    """Where a set is made, of which indexes, and whether anew."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="folder for the files; made when absent, kept when it already holds this set")
+    parser.add_argument("--indexes", type=Path, metavar="DIR",
+                        help="read Packages and Translation-LANGUAGE (.xz, .bz2, .gz or plain) of DIR, without apt")
+    parser.add_argument("--force", action="store_true", help="build again even if DIR holds this set")
+
 
 def kept_set(out: Path, report: str, inputs: dict[str, str]) -> dict[str, int] | None:
     """{split: pairs}, if out holds, unchanged, what these inputs gave at an earlier run."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, fairseq, run
+from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, CommandFailed, fairseq, run
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
@@ -216,3 +216,13 @@ def prepare_output(arguments: argparse.Namespace) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.jobs > 1:
         ENVIRONMENT.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
+
+
+def run_study(main: Callable[[], None]) -> None:
+    """Call main(); end in one line where it cannot go on, or is told to stop."""
+    try:
+        main()
+    except (UserError, CommandFailed, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")

@@ -11,13 +11,23 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
+from operator import attrgetter
 from pathlib import Path
 from typing import Iterable
 
 import _debsum
 from _data import DataError, progress, run, sha256, utf8_lines
 from _debsum import Package, Pair
-from _descriptions import INDEXES_HELP, SCRIPTS, index_checksum, indexes_of, kept_set, read_packages, write_set
+from _descriptions import (
+    SCRIPTS,
+    add_set_options,
+    columns,
+    index_checksum,
+    indexes_of,
+    kept_set,
+    read_packages,
+    write_set,
+)
 
 PIN = SCRIPTS.parent / "examples" / "debsum" / "pin.txt"
 REPORT = "debsum.json"
@@ -91,16 +101,6 @@ def select(packages: list[Package], pins: Pins) -> tuple[dict[str, list[Pair]], 
     return splits, counts
 
 
-def columns(splits: dict[str, list[Pair]]) -> dict[str, list[str]]:
-    """{file name: lines} of the aligned files; .id has package, source, section and md5 between tabs."""
-    files = {}
-    for split in ("train", "valid", "test"):
-        files[f"{split}.src"] = [pair.description for pair in splits[split]]
-        files[f"{split}.tgt"] = [pair.synopsis for pair in splits[split]]
-        files[f"{split}.id"] = ["\t".join(pair[:4]) for pair in splits[split]]
-    return files
-
-
 def prepare(out: Path, indexes: Path | None, pin: Path, force: bool = False) -> dict[str, int]:
     """Build debsum into out, or keep it if it is there already; returns {split: pairs}."""
     inputs = {"indexes": index_checksum(indexes, "en"), "pin": sha256(pin),
@@ -113,7 +113,8 @@ def prepare(out: Path, indexes: Path | None, pin: Path, force: bool = False) -> 
         packages = read_packages(found)
     splits, counts = select(packages, pins)
     sizes = {split: len(splits[split]) for split in ("train", "valid", "test")}
-    write_set(out, REPORT, columns(splits), {"inputs": inputs, "pairs": sizes, **counts})
+    files = columns(splits, attrgetter("description"), attrgetter("synopsis"))
+    write_set(out, REPORT, files, {"inputs": inputs, "pairs": sizes, **counts})
     for what, count in counts["pinned"].items():
         if what != "packages" and count:
             progress(f"warning: {count:,} of {len(pins):,} pinned packages {what} in this index, left out")
@@ -128,14 +129,10 @@ def main() -> None:
                "name it with --indexes.\n"
                "The texts belong to the packages' authors: prepare them, don't redistribute them.\n"
                "Example: scripts/prepare_debsum.py --out data/debsum")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="folder for the files; made when absent, kept when it already holds this set")
-    parser.add_argument("--indexes", type=Path, metavar="DIR",
-                        help=INDEXES_HELP)
+    add_set_options(parser)
     parser.add_argument("--pin", type=Path, default=PIN, metavar="FILE",
                         help="evaluation packages, one \"valid|test package md5-prefix\" a line "
                              "(default: examples/debsum/pin.txt)")
-    parser.add_argument("--force", action="store_true", help="build again even if DIR holds this set")
     arguments = parser.parse_args()
     for split, count in prepare(arguments.out, arguments.indexes, arguments.pin, arguments.force).items():
         print(f"{arguments.out / split}.src, .tgt, .id: {count:,} pairs")

@@ -9,14 +9,16 @@ nor any package, and leaves the system's apt alone. Standard library only.
 
 import argparse
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import _debsum
 from _data import DataError, progress, run, sha256
 from _debsum import Package, Pair
 from _descriptions import (
-    INDEXES_HELP,
     SCRIPTS,
+    add_set_options,
+    columns,
     index_checksum,
     indexes_of,
     kept_set,
@@ -54,16 +56,6 @@ def select(packages: list[Package], translations: dict[str, tuple[str, str]]) ->
     return splits, counts
 
 
-def columns(splits: dict[str, list[Pair]]) -> dict[str, list[str]]:
-    """{file name: lines} of the aligned files; .id has package, source, section and md5 between tabs."""
-    files = {}
-    for name in SPLITS:
-        files[f"{name}.src"] = [pair.synopsis for pair in splits[name]]
-        files[f"{name}.tgt"] = [pair.description for pair in splits[name]]
-        files[f"{name}.id"] = ["\t".join(pair[:4]) for pair in splits[name]]
-    return files
-
-
 def prepare(out: Path, indexes: Path | None, language: str = "de", force: bool = False) -> dict[str, int]:
     """Build the set into out, or keep it if it is there already; returns {split: pairs}."""
     languages = ("en", language)
@@ -79,7 +71,8 @@ def prepare(out: Path, indexes: Path | None, language: str = "de", force: bool =
         raise DataError(f"the indexes have too few descriptions in {language} for three splits; take those of a whole "
                         "release")
     sizes = {name: len(splits[name]) for name in SPLITS}
-    write_set(out, REPORT, columns(splits), {"inputs": inputs, "pairs": sizes, **counts})
+    files = columns(splits, attrgetter("synopsis"), attrgetter("description"))
+    write_set(out, REPORT, files, {"inputs": inputs, "pairs": sizes, **counts})
     return sizes
 
 
@@ -97,12 +90,9 @@ def main() -> None:
                "--indexes.\n"
                "The texts belong to the packages' authors and translators: prepare them, don't redistribute them.\n"
                "Example: scripts/prepare_translation.py --out data/de-en")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="folder for the files; made when absent, kept when it already holds this set")
+    add_set_options(parser)
     parser.add_argument("--language", type=language_code, default="de", metavar="CODE",
                         help="of the sources: de, fr, it, ... (default: de)")
-    parser.add_argument("--indexes", type=Path, metavar="DIR", help=INDEXES_HELP)
-    parser.add_argument("--force", action="store_true", help="build again even if DIR holds this set")
     arguments = parser.parse_args()
     for name, count in prepare(arguments.out, arguments.indexes, arguments.language, arguments.force).items():
         print(f"{arguments.out / name}.src, .tgt, .id: {count:,} pairs")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import torch
-from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, run
+from _commands import REPOSITORY, USER_DIR, fairseq, run
 from _evaluation import evaluate
 from _generated import Outputs, read_generated, read_lines
-from _study import read_rows, write_rows
+from _study import read_rows, run_study, write_rows
 from fairseq import checkpoint_utils
 from tqdm import tqdm
 
@@ -205,9 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, CommandFailed, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    run_study(main)

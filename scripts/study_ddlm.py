@@ -21,7 +21,6 @@ other scorers measure anew, and nothing is trained again.
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -30,7 +29,6 @@ from typing import NamedTuple
 
 import torch
 from _checkpoint import load_model
-from _commands import CommandFailed
 from _lm_evaluation import DATA
 from _lm_writing import (
     COLUMNS,
@@ -61,6 +59,7 @@ from _study import (
     prepare_output,
     read_rows,
     report,
+    run_study,
     train,
     write_rows,
 )
@@ -299,9 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, CommandFailed, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    run_study(main)

@@ -14,13 +14,12 @@ middle of a training; tasks, starts, settings and seeds may be added.
 import argparse
 import json
 import shlex
-import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from _commands import USER_DIR, CommandFailed, fairseq, run
+from _commands import USER_DIR, fairseq, run
 from _study import (
     add_study_options,
     device_options,
@@ -30,6 +29,7 @@ from _study import (
     parse_study,
     prepare_output,
     report,
+    run_study,
 )
 from plot_losses import read_series
 
@@ -222,9 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, CommandFailed, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    run_study(main)

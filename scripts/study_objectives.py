@@ -25,7 +25,6 @@ Interrupted, the same command goes on where it was; variants and seeds may be ad
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
@@ -36,7 +35,6 @@ from typing import NamedTuple
 
 import torch
 from _checkpoint import batches, load
-from _commands import CommandFailed
 from _generated import numbered_lines, read_generated, read_lines
 from _study import (
     add_study_options,
@@ -50,6 +48,7 @@ from _study import (
     parse_study,
     prepare_output,
     report,
+    run_study,
     train,
 )
 from plot_losses import read_series
@@ -320,9 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, CommandFailed, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    run_study(main)

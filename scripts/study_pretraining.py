@@ -11,15 +11,13 @@ study.json, study.txt and study.png into --output. Interrupted, it goes on where
 
 import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from _commands import CommandFailed
 from _evaluation import evaluate
 from _generated import read_generated, read_lines
-from _study import add_study_options, generate, measure, parse_study, prepare_output, report, train
+from _study import add_study_options, generate, measure, parse_study, prepare_output, report, run_study, train
 from plot_losses import read_series
 
 from diffusion_fairseq.errors import UserError
@@ -158,9 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, CommandFailed, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    run_study(main)
