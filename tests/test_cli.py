@@ -37,6 +37,18 @@ def preprocess(folder, destination, test, *more):
     return destination
 
 
+def preprocess_pairs_and_lines(folder, train, test):
+    """So many pairs of each kind, 13 of valid, binarised in bin/, and their sources as lines in lm/, with <mask>."""
+    for split, count, seed in (("train", train, 1), ("valid", 13, 2), ("test", test, 3)):
+        write_pairs(folder, split, count, seed)
+    preprocess(folder, folder / "bin", "test")
+    run_module("preprocess", "--only-source", "--trainpref", folder / "train.src", "--validpref", folder / "valid.src",
+               "--testpref", folder / "test.src", "--destdir", folder / "lm", plugin=False)
+    with open(folder / "lm" / "dict.txt", "a") as dictionary:
+        dictionary.write("<mask> 0\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Text, two data folders (a test set of 101 lines with an empty one, and of 5), and a trained checkpoint."""

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from helpers import PACKAGE, run_module
-from test_cli import one_line_error, preprocess, write_pairs
+from test_cli import one_line_error, preprocess_pairs_and_lines
 
 pytestmark = pytest.mark.slow
 # Of which each process here is a copy: the host takes long to import.
@@ -46,15 +46,7 @@ ALWAYS = ("genie loss-aware", "ddlm time-warp")
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Pairs, and lines of text, binarised."""
-    folder = tmp_path_factory.mktemp("distributed")
-    for split, count, seed in (("train", 200, 1), ("valid", 13, 2), ("test", 21, 3)):
-        write_pairs(folder, split, count, seed)
-    preprocess(folder, folder / "bin", "test")
-    run_module("preprocess", "--only-source", "--trainpref", folder / "train.src", "--validpref", folder / "valid.src",
-               "--destdir", folder / "lm", plugin=False)
-    with open(folder / "lm" / "dict.txt", "a") as dictionary:
-        dictionary.write("<mask> 0\n")
-    return folder
+    return preprocess_pairs_and_lines(tmp_path_factory.mktemp("distributed"), 200, 21)
 
 
 def options(work, name, save_dir, *more):

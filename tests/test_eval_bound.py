@@ -18,7 +18,7 @@ from helpers import (
     make_sample,
     run_module,
 )
-from test_cli import one_line_error, preprocess, write_pairs
+from test_cli import one_line_error, preprocess_pairs_and_lines
 
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.errors import UserError
@@ -125,15 +125,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Pairs, and lines of text, binarised."""
-    folder = tmp_path_factory.mktemp("bound")
-    for split, count, seed in (("train", 100, 1), ("valid", 13, 2), ("test", 5, 3)):
-        write_pairs(folder, split, count, seed)
-    preprocess(folder, folder / "bin", "test")
-    run_module("preprocess", "--only-source", "--trainpref", folder / "train.src", "--validpref", folder / "valid.src",
-               "--destdir", folder / "lm", plugin=False)
-    with open(folder / "lm" / "dict.txt", "a") as dictionary:
-        dictionary.write("<mask> 0\n")
-    return folder
+    return preprocess_pairs_and_lines(tmp_path_factory.mktemp("bound"), 100, 5)
 
 
 def train(work, name, save_dir, *more, **how):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers import REPOSITORY, run_module
-from test_cli import MODEL, TRAIN, WORDS, hypotheses, preprocess, write_pairs
+from test_cli import MODEL, TRAIN, WORDS, hypotheses, preprocess_pairs_and_lines
 
 pytestmark = pytest.mark.slow
 LM = ["--task", "diffusion_lm", "--tokens-per-sample", "12"]
@@ -17,15 +17,7 @@ DDLM = [*LM, "--arch", "ddlm_tiny", "--criterion", "score_interpolation", "--opt
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("more")
-    for split, count, seed in (("train", 200, 1), ("valid", 13, 2), ("test", 21, 3)):
-        write_pairs(folder, split, count, seed)
-    preprocess(folder, folder / "bin", "test")
-    run_module("preprocess", "--only-source", "--trainpref", folder / "train.src", "--validpref", folder / "valid.src",
-               "--testpref", folder / "test.src", "--destdir", folder / "lm", plugin=False)
-    with open(folder / "lm" / "dict.txt", "a") as dictionary:
-        dictionary.write("<mask> 0\n")
-    return folder
+    return preprocess_pairs_and_lines(tmp_path_factory.mktemp("more"), 200, 21)
 
 
 def losses(output, key):
