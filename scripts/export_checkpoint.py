@@ -3,9 +3,12 @@
 
     python scripts/export_checkpoint.py --ema checkpoint_last.pt --output ema.pt
     python scripts/export_checkpoint.py --average checkpoint8.pt checkpoint9.pt --output average.pt
+    python scripts/export_checkpoint.py --ema checkpoint_last.pt --share --output model.pt
 
-The result is an ordinary fairseq checkpoint in float32 with the settings of its (last) input, without the
-optimizer's state. An input that holds more than weights and settings, such as code, is refused.
+The result is an ordinary fairseq checkpoint with the settings of its (last) input, without the optimizer's state, in
+float32. With --share it is one to pass on: matrices in float16, for half the size on disk (commands compute in float32
+all the same), and no path of this machine in the settings. An input that holds more than weights and settings, such as
+code, is refused.
 """
 
 import argparse
@@ -70,6 +73,24 @@ def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
     return state, {key: (t / len(paths)).float() if t.is_floating_point() else t for key, t in sums.items()}
 
 
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in float16. Vectors stay as they are: they weigh little, and among them are buffers that must be exact,
+    such as what a time warp has learned."""
+    return {key: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+            for key, tensor in weights.items()}
+
+
+def without_folders(settings):
+    """Settings, nested as they are, with absolute paths cut to the names of their files."""
+    if isinstance(settings, Mapping):
+        return {key: without_folders(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [without_folders(value) for value in settings]
+    if isinstance(settings, str) and os.path.isabs(settings):
+        return os.pathsep.join(Path(path).name for path in settings.split(os.pathsep))
+    return settings
+
+
 def decoding_checkpoint(state: dict, weights: dict[str, Tensor]) -> dict:
     """`state` with these weights, without what only continued training needs, in plain containers."""
     exported = {key: value for key, value in state.items() if key != "last_optimizer_state"}
@@ -101,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what.add_argument("--ema", metavar="FILE", help="export the EMA weights of this checkpoint")
     what.add_argument("--average", nargs="+", metavar="FILE", help="export the mean of these checkpoints")
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--share", action="store_true",
+                        help="for a file to pass on: matrices in float16, names of files without their folders")
     args = parser.parse_args(arguments)
     inputs = [args.ema] if args.ema else args.average
     if any(os.path.exists(args.output) and os.path.samefile(args.output, path) for path in inputs):
@@ -110,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = ema_weights(state, args.ema)
     else:
         state, weights = averaged_weights(args.average)
-    write(decoding_checkpoint(state, weights), args.output)
+    exported = decoding_checkpoint(state, halved(weights) if args.share else weights)
+    if args.share:
+        exported["cfg"] = without_folders(exported["cfg"])
+    write(exported, args.output)
     kind = "EMA" if args.ema else f"average of {len(inputs)}"
     updates = state["optimizer_history"][-1]["num_updates"]
     print(f"{args.output}: {kind}, {sum(t.numel() for t in weights.values()):,} weights, update {updates}")

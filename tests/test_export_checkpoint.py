@@ -97,6 +97,20 @@ def test_half_precision_is_averaged_in_float32(tmp_path):
     assert state["model"]["layer.weight"][0, 0] == 60016.0  # float16 overflows at 65504, and steps by 32 here
 
 
+def test_a_checkpoint_to_share_is_half_as_large_and_names_no_folder(tmp_path):
+    averages = {**weights(1 / 3), "bounds": torch.tensor([1 / 3])}
+    source = checkpoint(tmp_path / "a.pt", averages, ema=averages)
+    state = torch.load(source, weights_only=True)
+    state["cfg"]["task"]["data"] = f"{tmp_path}/shard0:{tmp_path}/shard1"
+    state["cfg"]["checkpoint"] = {"save_dir": str(tmp_path), "keep": 2, "suffixes": ["", "a/b"]}
+    torch.save(state, source)
+    shared = run("--ema", source, "--share", "--output", tmp_path / "shared.pt")
+    assert_weights(shared, {**averages, "layer.weight": averages["layer.weight"].half()})
+    assert shared["cfg"]["task"] == {"_name": "t", "data": "shard0:shard1"}
+    assert shared["cfg"]["checkpoint"] == {"save_dir": tmp_path.name, "keep": 2, "suffixes": ["", "a/b"]}
+    assert str(tmp_path).encode() not in (tmp_path / "shared.pt").read_bytes()
+
+
 def test_no_ema_is_said_in_one_line(tmp_path):
     source = checkpoint(tmp_path / "a.pt", weights(1.0))
     with pytest.raises(UserError, match=r"a\.pt: holds no EMA weights; .*--store-ema$"):
