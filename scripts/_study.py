@@ -182,6 +182,22 @@ def mean_of(values: List[float], digits: int) -> Optional[str]:
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
 
 
+def band(series: List[List[Tuple[float, float]]]) -> Tuple[List[float], ...]:
+    """x, mean, least and most of several curves, where all of them have a point."""
+    curves = [dict(map(tuple, points)) for points in series]
+    x = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[at] for curve in curves] for at in x]
+    return x, [sum(each) / len(each) for each in values], [min(each) for each in values], [max(each) for each in values]
+
+
+def draw_bands(axis, series: Dict[str, List[List[Tuple[float, float]]]]) -> None:
+    """A line a variant, the mean of its seeds' curves, and their range as a band."""
+    for place, (variant, curves) in enumerate(series.items()):
+        x, mean, least, most = band(curves)
+        line, = axis.plot(x, mean, "o-", markersize=3, color=f"C{place}", label=variant)
+        axis.fill_between(x, least, most, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
 def split_command_line() -> Tuple[List[str], List[str]]:
     """The words before and after the first --: a study's own, and those for every training."""
     words = sys.argv[1:]

@@ -4,6 +4,9 @@
     python scripts/study_checkpoints.py runs/qqp --system partial=runs/qqp/checkpoints --system full=runs/qqp/full \\
         --candidates 3 --bertscore models/deberta-xlarge-mnli --output runs/study
 
+Give a system's name again for its training with another seed: lines are then means over seeds, with their standard
+deviation.
+
 The first folder is one that scripts/binarise.py made. Of a folder of checkpoints those that --save-interval-updates
 wrote are read (checkpoint_EPOCH_UPDATES.pt); a file stands for itself. Train with --keep-interval-updates -1 to have
 them all. Writes study.json, study.txt and study.png into --output, the output of each generation beside them.
@@ -20,7 +23,7 @@ import torch
 from _commands import REPOSITORY, USER_DIR, fairseq, run
 from _evaluation import evaluate
 from _generated import Outputs, read_generated, read_lines
-from _study import read_rows, run_study, write_rows
+from _study import draw_bands, mean_of, read_rows, run_study, write_rows
 from fairseq import checkpoint_utils
 from tqdm import tqdm
 
@@ -35,14 +38,19 @@ COPY = "copy of the source"
 
 
 class Checkpoint(NamedTuple):
-    """A file of a system's training."""
+    """A file of a system's training, the seed-th of that system."""
 
     system: str
     file: Path
+    seed: int = 1
+
+    @property
+    def folder(self) -> str:
+        return self.system if self.seed == 1 else f"{self.system}-seed{self.seed}"
 
     @property
     def name(self) -> str:
-        return f"{self.system} {self.file.stem}"
+        return f"{self.folder} {self.file.stem}"
 
 
 def system(text: str) -> tuple[str, Path]:
@@ -52,24 +60,39 @@ def system(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def checkpoints_of(name: str, place: Path) -> List[Checkpoint]:
+def all_checkpoints(files: List[Path], systems: List[tuple[str, Path]]) -> List[Checkpoint]:
+    """Those of one system in files or folders, and of named systems, where a name that comes again is another seed.
+
+    Raises:
+        UserError: two would have one name.
+    """
+    found = [one for place in files for one in checkpoints_of("model", place, seed=1)]
+    names = [name for name, _ in systems]
+    for index, (name, place) in enumerate(systems):
+        found += checkpoints_of(name, place, seed=1 + names[:index].count(name))
+    if len({one.name for one in found}) < len(found):
+        raise UserError("two checkpoints have the same system and name: give --system other names")
+    return found
+
+
+def checkpoints_of(name: str, place: Path, seed: int) -> List[Checkpoint]:
     """The checkpoints in a folder by updates, or the file itself.
 
     Raises:
         UserError: there is none.
     """
     if place.is_file():
-        return [Checkpoint(name, place.resolve())]
+        return [Checkpoint(name, place.resolve(), seed)]
     found = {int(match[1]): file for file in place.glob("*.pt") if (match := INTERVAL.fullmatch(file.name))}
     if not found:
         raise UserError(f"{place} has no checkpoint_EPOCH_UPDATES.pt: train with --save-interval-updates and "
                         "--keep-interval-updates -1, or give a file")
-    return [Checkpoint(name, found[updates].resolve()) for updates in sorted(found)]
+    return [Checkpoint(name, found[updates].resolve(), seed) for updates in sorted(found)]
 
 
 def generate(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Path:
     """fairseq-generate's output from the checkpoint's averaged weights, or from its own where it keeps none."""
-    folder = arguments.output / checkpoint.system
+    folder = arguments.output / checkpoint.folder
     folder.mkdir(parents=True, exist_ok=True)
     output, weights = folder / f"{checkpoint.file.stem}.txt", checkpoint.file
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint.file))
@@ -106,7 +129,7 @@ def measure(checkpoints: List[Checkpoint], arguments: argparse.Namespace, file: 
             continue
         state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint.file))
         rows[checkpoint.name] = {
-            "system": checkpoint.system, "file": str(checkpoint.file), "settings": settings,
+            "system": checkpoint.system, "seed": checkpoint.seed, "file": str(checkpoint.file), "settings": settings,
             "updates": state["optimizer_history"][-1]["num_updates"],
             "scores": scored(read_generated([str(generate(checkpoint, arguments))]), arguments),
         }
@@ -114,25 +137,28 @@ def measure(checkpoints: List[Checkpoint], arguments: argparse.Namespace, file: 
     return {checkpoint.name: rows[checkpoint.name] for checkpoint in checkpoints}
 
 
-def lines_of(rows: Dict[str, Dict]) -> Dict[str, Dict[str, float]]:
-    """A line for each way to choose of each checkpoint, and the copied source."""
-    lines = {}
-    for row in rows.values():
+def lines_of(rows: Dict[str, Dict]) -> Dict[str, List[Dict[str, float]]]:
+    """The seeds' scores by each way to choose of each system at each number of updates, and the copied source's."""
+    lines: Dict[str, List[Dict[str, float]]] = {}
+    for row in sorted(rows.values(), key=lambda row: row["updates"]):
         for name, scores in row["scores"].items():
             if name.startswith("model"):
-                lines[f"{row['system']}, {row['updates']} updates{name.removeprefix('model')}"] = scores
-    return {**lines, COPY: next(iter(rows.values()))["scores"][COPY]}
+                line = f"{row['system']}, {row['updates']} updates{name.removeprefix('model')}"
+                lines.setdefault(line, []).append(scores)
+    return {**lines, COPY: [next(iter(rows.values()))["scores"][COPY]]}
 
 
 def table(rows: Dict[str, Dict]) -> str:
     lines = lines_of(rows)
-    columns = [key for key in COLUMNS if any(key in line for line in lines.values())]
-    titled = {name: {COLUMNS[key]: value for key, value in line.items()} for name, line in lines.items()}
-    return text_table(titled, [COLUMNS[key] for key in columns], digits=2)
+    columns = [key for key in COLUMNS if any(key in seed for seeds in lines.values() for seed in seeds)]
+    cells = {name: {COLUMNS[key]: mean_of([seed[key] for seed in seeds if key in seed], 2) for key in columns}
+             for name, seeds in lines.items()}
+    return text_table(cells, [COLUMNS[key] for key in columns])
 
 
 def plot(rows: Dict[str, Dict], file: Path) -> None:
-    """Each measure of the first candidate, or of the set, over updates; a line a system, the copied source dashed."""
+    """Each measure of the first candidate, or of the set, over updates; a line a system with the range of its seeds,
+    the copied source dashed."""
     from matplotlib.figure import Figure
 
     def value(row: Dict, key: str):
@@ -142,9 +168,11 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
     keys = [key for key in COLUMNS if any(value(row, key) is not None for row in rows.values())]
     figure = Figure(figsize=(4.2 * len(keys), 3.8), layout="constrained")
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys):
-        for name in dict.fromkeys(row["system"] for row in rows.values()):
-            points = sorted((row["updates"], value(row, key)) for row in rows.values() if row["system"] == name)
-            axis.plot(*zip(*points), marker="o", label=name)
+        series: Dict[str, Dict[int, List]] = {}
+        for row in rows.values():
+            curves = series.setdefault(row["system"], {})
+            curves.setdefault(row["seed"], []).append((row["updates"], value(row, key)))
+        draw_bands(axis, {name: list(curves.values()) for name, curves in series.items()})
         copied = next(iter(rows.values()))["scores"][COPY].get(key)
         if copied is not None:
             axis.axhline(copied, color="grey", linestyle="--", linewidth=1, label=COPY)
@@ -165,7 +193,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], metavar="FILE",
                         help="a folder of checkpoints, or files: the system `model`")
     parser.add_argument("--system", type=system, action="append", default=[], metavar="NAME=FOLDER",
-                        help="another training's folder, or a file; repeatable")
+                        help="another training's folder, or a file; repeatable, with the same name for another seed")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
@@ -188,10 +216,7 @@ def main() -> None:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: make it with scripts/binarise.py")
     arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
-    places = [*(("model", place) for place in arguments.checkpoints), *arguments.system]
-    checkpoints = [one for name, place in places for one in checkpoints_of(name, place)]
-    if len({one.name for one in checkpoints}) < len(checkpoints):
-        raise UserError("two checkpoints have the same system and name: give --system other names")
+    checkpoints = all_checkpoints(arguments.checkpoints, arguments.system)
     arguments.scorer = None
     if arguments.bertscore:
         arguments.scorer = model_based.load_bert_scorer(arguments.bertscore, arguments.bertscore_layer)

@@ -39,6 +39,7 @@ from _generated import numbered_lines, read_generated, read_lines
 from _study import (
     add_study_options,
     by_variant,
+    draw_bands,
     folder_of,
     generate,
     keep_options,
@@ -224,14 +225,6 @@ def level_curve(row: dict, whose: str, key: str, levels: list[int]) -> list[tupl
     return [(level, found[str(level)][key]) for level in levels if str(level) in found]
 
 
-def band(series: list[list[tuple[float, float]]]) -> tuple[list[float], ...]:
-    """x, mean, least and most of several curves, where all of them have a point."""
-    curves = [dict(map(tuple, points)) for points in series]
-    x = sorted(set.intersection(*map(set, curves)))
-    values = [[curve[at] for curve in curves] for at in x]
-    return x, [sum(each) / len(each) for each in values], [min(each) for each in values], [max(each) for each in values]
-
-
 def plot(variants: dict[str, list[dict]], levels: list[int], rows: dict[str, dict], file: Path) -> None:
     """A panel for every measure of validation over the updates, and for those at equal noise; a line a variant with
     the range of its seeds."""
@@ -239,22 +232,16 @@ def plot(variants: dict[str, list[dict]], levels: list[int], rows: dict[str, dic
 
     figure, axes = pyplot.subplots(2, 5, figsize=(22, 8), layout="constrained")
     for axis, name in zip(axes.flat, VALID):
-        draw(axis, {variant: [row["curves"].get(name, []) for row in of] for variant, of in variants.items()})
+        draw_bands(axis, {variant: [row["curves"].get(name, []) for row in of] for variant, of in variants.items()})
         axis.set(title=f"valid {name}", xlabel="updates")
     for axis, (key, whose) in zip(axes.flat[len(VALID):], product(LEVEL_MEASURES, WHOSE)):
-        draw(axis, {variant: [level_curve(row, whose, key, levels) for row in of] for variant, of in variants.items()})
+        draw_bands(axis, {variant: [level_curve(row, whose, key, levels) for row in of]
+                          for variant, of in variants.items()})
         axis.set(title=f"{key} after training", xlabel=f"log-SNR of the {whose}")
     axes.flat[0].legend(fontsize=8)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.savefig(file, dpi=130)
-
-
-def draw(axis, series: dict[str, list[list[tuple[float, float]]]]) -> None:
-    for place, (variant, curves) in enumerate(series.items()):
-        x, mean, least, most = band(curves)
-        line, = axis.plot(x, mean, "o-", markersize=3, color=f"C{place}", label=variant)
-        axis.fill_between(x, least, most, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def variant(text: str) -> tuple[str, str]:

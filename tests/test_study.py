@@ -103,5 +103,10 @@ def test_checkpoint_study_scores_every_checkpoint_once(tmp_path):
     for line in ("one, 2 updates ", "one, 4 updates: MBR by BLEU", "copy of the source", "self-BLEU"):
         assert line in done.stdout
     assert (tmp_path / "study" / "study.png").stat().st_size > 10000
+    seeds = run_script(*command, "--system", f"one={tmp_path / 'ck'}", "--system", f"one={first}")
+    rows = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert [row["seed"] for row in rows.values()] == [1, 1, 2]
+    line = next(line for line in seeds.stdout.splitlines() if line.startswith("one, 2 updates  "))
+    assert line.count("± 0.00") == line.count("±") > 3  # the same weights
     bad = run_script(*command, "--checkpoints", tmp_path / "text", check=False)
     assert bad.returncode == 1 and "has no checkpoint_EPOCH_UPDATES.pt" in bad.stderr

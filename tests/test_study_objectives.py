@@ -16,6 +16,7 @@ from diffusion_fairseq.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import study_objectives as study  # noqa: E402, I001
+from _study import band  # noqa: E402
 
 
 def test_the_nearest_trained_time_is_near_or_none():
@@ -55,7 +56,7 @@ def test_a_level_has_the_same_noise_for_all_models():
 
 
 def test_bands_are_over_the_updates_that_all_seeds_have():
-    x, mean, least, most = study.band([[[1, 4.0], [2, 3.0]], [[1, 2.0], [2, 1.0], [3, 9.0]]])
+    x, mean, least, most = band([[[1, 4.0], [2, 3.0]], [[1, 2.0], [2, 1.0], [3, 9.0]]])
     assert (x, mean, least, most) == ([1, 2], [3, 2], [2, 1], [4, 3])
     assert study.mean_of([1.0, 3.0], 1) == "2.0 ± 1.4" and study.mean_of([0.5], 2) == "0.50"
     assert study.mean_of([], 2) is None
