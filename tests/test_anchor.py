@@ -151,12 +151,12 @@ def test_validation_logs_collapse_and_accuracy(sample):
     health = embedding_health(model.embedding.weight)
     for name, value in health.items():
         assert values[f"embedding_{name}"] == pytest.approx(value, abs=1e-3)
-    with torch.no_grad():
-        model.embedding.weight.mul_(50)  # far apart: the start's noise confuses none
-        model.rounding_bias.zero_()
+    model.train()
+    assert not any(name.startswith(("embedding_", "accuracy")) for name in criterion(model, sample)[2])
+    model.eval()
+    model.embedding.weight.data.mul_(50)  # as fairseq's optimizers write; far apart: the start's noise confuses none
+    model.rounding_bias.data.zero_()
     with metrics.aggregate() as aggregate:
         criterion.reduce_metrics([criterion(model, sample)[2]])
     assert aggregate.get_smoothed_values()["accuracy_x0"] == 1
     assert aggregate.get_smoothed_values()["embedding_norm"] == pytest.approx(50 * health["norm"], rel=1e-3)
-    model.train()
-    assert not any(name.startswith(("embedding_", "accuracy")) for name in criterion(model, sample)[2])

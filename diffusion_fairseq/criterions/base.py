@@ -72,7 +72,7 @@ class DiffusionCriterion(FairseqCriterion):
         self.cfg, self.skips_bad_batches = cfg, cfg.skip_bad_batches
         self.objective = Objective(given=cfg.given_in_loss)
         # Of the embeddings as they were at their last update: validation has many batches and one table.
-        self._health: Tuple[int, Dict[str, float]] = (-1, {})
+        self._health: Optional[Dict[str, float]] = None  # of this validation's embeddings
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         """Name -> (weight in the loss, sums per example (B,)).
@@ -103,6 +103,7 @@ class DiffusionCriterion(FairseqCriterion):
         count = weight.sum(dim=1)
         per_example = sum(share * term for share, term in terms.values())
         if model.training:
+            self._health = None  # not by a tensor's version: fairseq's optimizers write through .data, which keeps it
             # Nothing, where the host computes a batch only so that all processes have as many.
             kept = slice(0 if sample.get("ignored") else None)
             model.meet(t[kept], (per_example / count)[kept])
@@ -132,10 +133,9 @@ class DiffusionCriterion(FairseqCriterion):
                                                 device=weight.device))
         right = {"accuracy_x0": search(parts.x0), "accuracy": search(parts.pred_x0)}
         found = {name: ((tokens == parts.target) * weight).sum() for name, tokens in right.items()}
-        version = model.embedding.weight._version
-        if self._health[0] != version:
-            self._health = version, embedding_health(model.embedding.weight)
-        found.update({HEALTH + name: value for name, value in self._health[1].items()})
+        if self._health is None:
+            self._health = embedding_health(model.embedding.weight)
+        found.update({HEALTH + name: value for name, value in self._health.items()})
         return {**found, HEALTH_COUNT: 1}
 
     @staticmethod
