@@ -2,18 +2,23 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 from diffusion_fairseq.errors import UserError
 
-GENERATED_LINE = re.compile(r"([STHD])-(\d+)(?:\t(.*))?", re.DOTALL)
+# The kind of a sentence's line, its id, and what follows.
+SENTENCE_LINE = re.compile(r"([A-Z])-([0-9]+)(?:\t(.*))?\r?", re.DOTALL)
+READ = "STHD"  # kinds of lines that are scored
+MOST_DIGITS = 18
 
 
 @dataclass
 class Sentence:
-    """The lines of one id, and where the first of them stands (FILE:LINE)."""
+    """The lines of one id, the file that has them, and where the first of them stands (FILE:LINE)."""
 
+    path: str
     where: str
     texts: dict[str, list[str]] = field(default_factory=lambda: {"S": [], "T": [], "H": [], "D": []})
 
@@ -30,16 +35,50 @@ class Outputs:
         return len(self.candidates[0])
 
 
-def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+def _raw_lines(path: str) -> Iterator[tuple[int, str]]:
     """Lines from 1 on, split at newlines only: text may hold the other separators that Python knows."""
     try:
-        with open(path, encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield number, line.removesuffix("\n").removesuffix("\r")
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
+            yield from enumerate(lines, start=1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+        raise UserError(f"{path}:{_undecodable(path)}: not UTF-8 text: convert the file") from None
+
+
+def _undecodable(path: str) -> int:
+    """The first line of a file that is not UTF-8."""
+    with open(path, "rb") as lines:
+        return next(number for number, line in enumerate(lines, start=1)
+                    if line.decode("utf-8", "ignore").encode("utf-8") != line)
+
+
+def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Lines from 1 on, without what ends them."""
+    for number, line in _raw_lines(path):
+        yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def sentence_lines(path: str) -> Iterator[tuple[str, re.Match]]:
+    """The lines of sentences in what fairseq-generate printed, and where they stand (FILE:LINE).
+
+    Raises:
+        UserError: the file cannot be read, ends within such a line, or numbers one beyond belief.
+    """
+    for number, line in _raw_lines(path):
+        match = SENTENCE_LINE.fullmatch(line.removesuffix("\n"))
+        if match and len(match[2]) > MOST_DIGITS:
+            raise UserError(f"{path}:{number}: no set has so many sentences: {line[:20]}...")
+        if match and not line.endswith("\n"):
+            raise UserError(f"{path}:{number}: the file ends within this line, so it was cut short: generate it again")
+        if match:
+            yield f"{path}:{number}", match
+
+
+def missing_ids(found: Container[int], missing: int) -> str:
+    """The first of so many ids from 0 on that are not there, to be shown."""
+    first = islice((i for i in count() if i not in found), min(missing, 5))
+    return ", ".join(map(str, first)) + (", ..." if missing > 5 else "")
 
 
 def read_lines(path: str) -> list[str]:
@@ -53,10 +92,9 @@ def read_generated(paths: Sequence[str]) -> Outputs:
     """Outputs of fairseq-generate or -interactive; several files are the shards of one test set."""
     sentences: dict[int, Sentence] = {}
     for path in paths:
-        for number, line in numbered_lines(path):
-            match = GENERATED_LINE.fullmatch(line)
-            if match:
-                add_line(sentences, match, f"{path}:{number}")
+        for where, match in sentence_lines(path):
+            if match[1] in READ:
+                add_line(sentences, match, path, where)
     check_complete(sentences, paths)
     ordered = [sentences[i].texts for i in range(len(sentences))]
     return Outputs(
@@ -66,9 +104,11 @@ def read_generated(paths: Sequence[str]) -> Outputs:
     )
 
 
-def add_line(sentences: dict[int, Sentence], match: re.Match, where: str) -> None:
-    kind, number, text = match[1], int(match[2]), match[3] or ""
-    sentence = sentences.setdefault(number, Sentence(where))
+def add_line(sentences: dict[int, Sentence], match: re.Match, path: str, where: str) -> None:
+    kind, number, text = match[1], int(match[2]), (match[3] or "").removesuffix("\r")
+    sentence = sentences.setdefault(number, Sentence(path, where))
+    if sentence.path != path:
+        raise UserError(f"{where}: sentence {number} is there twice, first at {sentence.where}: give each shard once")
     if kind in "ST" and sentence.texts[kind]:
         raise UserError(f"{where}: {kind}-{number} comes twice, its sentence began at {sentence.where}")
     if kind in "HD":
@@ -86,20 +126,19 @@ def check_complete(sentences: dict[int, Sentence], paths: Sequence[str]) -> None
     if not any(sentence.texts["D"] for sentence in sentences.values()):
         raise UserError(f"{files}: no D- line, so not the output of fairseq-generate (plain text: --plain)")
     last = max(sentences)
-    missing = [i for i in range(last) if i not in sentences]
+    missing = last + 1 - len(sentences)
     if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise UserError(
-            f"{files}: {len(missing)} of {last + 1} ids are missing ({shown}); the last id, {last}, "
-            f"is at {sentences[last].where}"
+            f"{files}: {missing} of {last + 1} ids are missing ({missing_ids(sentences, missing)}); the last id, "
+            f"{last}, is at {sentences[last].where}"
         )
     names = {"D": "hypotheses (D-)", "H": "hypotheses (H-)", "S": "sources (S-)", "T": "references (T-)"}
     for kind, name in names.items():
-        counts = {i: len(sentences[i].texts[kind]) for i in range(last + 1)}
-        usual = Counter(counts.values()).most_common(1)[0][0]
-        for i, count in counts.items():
-            if count != usual:
-                raise UserError(f"{sentences[i].where}: id {i} has {count} {name}, most ids have {usual}")
+        numbers = {i: len(sentences[i].texts[kind]) for i in range(last + 1)}
+        usual = Counter(numbers.values()).most_common(1)[0][0]
+        for i, number in numbers.items():
+            if number != usual:
+                raise UserError(f"{sentences[i].where}: id {i} has {number} {name}, most ids have {usual}")
     if len(sentences[0].texts["H"]) not in (0, len(sentences[0].texts["D"])):
         raise UserError(f"{sentences[0].where}: id 0 has unequal numbers of H- and D- lines")
 
@@ -107,7 +146,7 @@ def check_complete(sentences: dict[int, Sentence], paths: Sequence[str]) -> None
 def read_either(path: str) -> Outputs:
     """Generated output where the file has a D- line, else plain text, one line a sentence."""
     lines = read_lines(path)
-    generated = any(line.startswith("D-") and GENERATED_LINE.fullmatch(line) for line in lines)
+    generated = any(line.startswith("D-") and SENTENCE_LINE.fullmatch(line) for line in lines)
     return read_generated([path]) if generated else Outputs([lines])
 
 

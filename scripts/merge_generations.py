@@ -14,17 +14,16 @@ $WORLD_SIZE and $RANK.
 
 import argparse
 import os
-import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
-from _generated import numbered_lines
+import _environment  # noqa: F401  says what this Python lacks
+from _generated import missing_ids, sentence_lines
 
 from diffusion_fairseq.errors import UserError
 
-LINE = re.compile(r"([A-Z])-(\d+)(?:\t.*)?", re.DOTALL)
 ONCE = "ST"  # kinds of lines that a sentence has at most one of
 
 
@@ -42,25 +41,22 @@ def read(paths: List[str]) -> Dict[int, Block]:
     """The sentences of all shards.
 
     Raises:
-        UserError: a file holds no sentence, or a sentence comes twice.
+        UserError: there is no sentence, or one comes twice.
     """
     blocks: Dict[int, Block] = {}
     for path in paths:
-        current, before = None, len(blocks)
-        for number, line in numbered_lines(path):
-            match = LINE.fullmatch(line)
-            if not match:
-                continue
+        current = None
+        for where, match in sentence_lines(path):
             sentence = int(match[2])
             if sentence != current:
                 if sentence in blocks:
-                    raise UserError(f"{path}:{number}: sentence {sentence} is there twice, first at "
-                                    f"{blocks[sentence].where}: merge each shard once, all of one run")
-                blocks[sentence] = Block(f"{path}:{number}", [])
+                    raise UserError(f"{where}: sentence {sentence} is there twice, first at {blocks[sentence].where}: "
+                                    "merge each shard once, all of one run")
+                blocks[sentence] = Block(where, [])
                 current = sentence
-            blocks[sentence].lines.append(line)
-        if len(blocks) == before and len(paths) == 1:
-            raise UserError(f"{path}: no line of a sentence, so not the output of fairseq-generate")
+            blocks[sentence].lines.append(match[0])
+    if not blocks:
+        raise UserError(f"{', '.join(paths)}: no line of a sentence, so not the output of fairseq-generate")
     return blocks
 
 
@@ -70,14 +66,13 @@ def check(blocks: Dict[int, Block], sentences: int) -> None:
     Raises:
         UserError: naming what is missing and the remedy.
     """
-    wanted = sentences or max(blocks, default=-1) + 1
-    missing = [number for number in range(wanted) if number not in blocks]
-    if missing or not blocks:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise UserError(f"{len(missing)} of {wanted} sentences are missing ({shown}): run the shards that lack them "
-                        "again, or name all files")
+    wanted = sentences or max(blocks) + 1
     if max(blocks) >= wanted:
         raise UserError(f"{blocks[max(blocks)].where}: sentence {max(blocks)} is beyond the {wanted} of --sentences")
+    missing = wanted - len(blocks)
+    if missing:
+        raise UserError(f"{missing} of {wanted} sentences are missing ({missing_ids(blocks, missing)}): run the "
+                        "shards that lack them again, or name all files")
     usual = Counter(frozenset(block.kinds().items()) for block in blocks.values()).most_common(1)[0][0]
     for number, block in sorted(blocks.items()):
         kinds = block.kinds()
@@ -89,6 +84,9 @@ def check(blocks: Dict[int, Block], sentences: int) -> None:
         for kind in ONCE:
             if kinds[kind] > 1:
                 raise UserError(f"{block.where}: sentence {number} has {kinds[kind]} {kind}- lines")
+        if kinds["P"] not in (0, kinds["D"]) or kinds["H"] != kinds["D"]:
+            raise UserError(f"{block.where}: sentence {number} has unequal numbers of H-, D- and P- lines: run its "
+                            "shard again")
 
 
 def main(given: Optional[List[str]] = None) -> None:
@@ -101,6 +99,8 @@ def main(given: Optional[List[str]] = None) -> None:
     if any(arguments.output.exists() and os.path.samefile(path, arguments.output) for path in arguments.shards
            if os.path.exists(path)):
         parser.error(f"--output {arguments.output} is one of the shards")
+    if arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a folder: name a file")
     blocks = read(arguments.shards)
     check(blocks, arguments.sentences)
     unfinished = arguments.output.with_name(arguments.output.name + ".partial")

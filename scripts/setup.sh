@@ -6,11 +6,13 @@ usage() {
     cat <<'TEXT'
 usage: bash scripts/setup.sh [--host modern|official] [--where]
 
-Makes a virtual environment and installs torch, a fairseq host and this package (editable) into it.
+Makes a virtual environment and installs torch, a fairseq host and this package (editable) into it, in the
+versions of constraints/HOST.txt.
 Run again it continues an interrupted set-up, and ends at once when there is nothing to do.
 
   --host modern     ve-fairseq 0.12.3, torch 2.13.0; takes Python 3.11 or 3.12 on Linux x86-64 (default)
-  --host official   fairseq 0.12.2 built from source, torch 2.4.1; takes Python 3.10 and a C++ compiler
+  --host official   fairseq 0.12.2 built from source, torch 2.4.1 and the oldest versions that are supported of
+                    all else; takes Python 3.10 and a C++ compiler
   --where           print the environment's directory and do nothing else
 
 Disk: 1.5 GB, and 3 GB while it installs; with torch's CUDA build 5.5 GB, and 11 GB while it installs.
@@ -51,10 +53,10 @@ done
 
 case $host in
     modern)
-        versions='3.11 3.12' torch=2.13.0 fairseq=ve-fairseq==0.12.3 numpy=numpy default=.venv
+        versions='3.11 3.12' fairseq=ve-fairseq default=.venv
         ;;
     official)
-        versions=3.10 torch=2.4.1 fairseq=fairseq==0.12.2 numpy='numpy<2' default=.venv-official
+        versions=3.10 fairseq=fairseq default=.venv-official
         ;;
     *) fail "unknown host '$host': --host takes modern or official" ;;
 esac
@@ -69,7 +71,9 @@ fi
 cd "$root"
 python=$venv/bin/python
 stamp=$venv/.diffusion-fairseq-setup
-key="$host $root $(cat setup.py scripts/setup.sh | cksum)"
+constraints=constraints/$host.txt
+torch=$(sed -n 's/^torch==//p' "$constraints")
+key="$host $root $(cat setup.py scripts/setup.sh "$constraints" | cksum)"
 
 activation() {
     [[ ${VIRTUAL_ENV-} == "$venv" ]] || say "to activate it: source ${venv#"$root"/}/bin/activate"
@@ -80,7 +84,7 @@ installed() { # names of distributions: are they all in the environment?
         "$@" 2>/dev/null
 }
 
-if [[ -f $stamp && $(<"$stamp") == "$key" ]] && installed torch "${fairseq%%==*}" diffusion-fairseq; then
+if [[ -f $stamp && $(<"$stamp") == "$key" ]] && installed torch "$fairseq" diffusion-fairseq; then
     say "nothing to do: the $host host is set up in $venv"
     activation
     exit 0
@@ -147,7 +151,7 @@ check_environment() { # an environment that was there before: does it suit?
         fail "$venv has Python ${version:-that does not run}, the $host host needs ${versions// / or }:" \
             "deactivate it, or set VENV to another directory"
     for name in fairseq ve-fairseq fairseq-fixed fairseq-built fairseq-light; do
-        [[ $name == "${fairseq%%==*}" ]] || ! installed "$name" ||
+        [[ $name == "$fairseq" ]] || ! installed "$name" ||
             fail "$venv holds $name, and only one fairseq fits in an environment:" \
                 "pip uninstall $name, or set VENV to another directory"
     done
@@ -208,12 +212,13 @@ if ! "$python" -m pip --version >/dev/null 2>&1; then
 fi
 check_network
 
+# An index of torch's own has other versions of what torch needs: those are put right by what follows.
 install "torch $torch" ${torch_index[@]+"${torch_index[@]}"} "torch==$torch"
-install 'what fairseq runs on' "$numpy" 'hydra-core>=1.3.2,<1.4' 'omegaconf>=2.3,<2.4' sacrebleu regex tqdm \
-    bitarray scikit-learn packaging 'setuptools>=64' wheel
+install 'what fairseq runs on' --constraint "$constraints" torch numpy hydra-core omegaconf sacrebleu regex tqdm \
+    bitarray scikit-learn packaging setuptools wheel
 # Without its dependencies: the official pins cannot be resolved, and torchaudio is never imported here.
-install "$fairseq" --no-deps "$fairseq"
-install 'diffusion_fairseq' --no-build-isolation --editable '.[plots,dev]' "$numpy"
+install "$fairseq" --constraint "$constraints" --no-deps "$fairseq"
+install 'diffusion_fairseq' --constraint "$constraints" --no-build-isolation --editable '.[plots,dev]'
 report=$("$python" -c 'import diffusion_fairseq' 2>&1) ||
     fail "the package does not import: $(tail -n 1 <<<"$report")"
 printf '%s\n' "$key" >"$stamp"

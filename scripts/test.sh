@@ -9,7 +9,8 @@ usage: bash scripts/test.sh [--fast | --slow] [--host modern|official] [pytest a
 Runs scripts/setup.sh, ruff, and the tests: those of single functions and those of fairseq's commands.
 
   --fast    leave out the tests that start fairseq's commands
-  --slow    also the tests that take minutes each: many trainings, killed runs, several processes
+  --slow    also the tests that take minutes each: many trainings, killed runs, several processes; and a thousand
+            examples of each property, where otherwise a few are tried
   --host    the host to test on, see scripts/setup.sh --help
 TEXT
 }
@@ -21,7 +22,7 @@ arguments=()
 while (($#)); do
     case $1 in
         --fast) selection=(-m 'not slow and not endurance') ;;
-        --slow) selection=() ;;
+        --slow) selection=(--hypothesis-profile endurance) ;;
         --host)
             host=${2-}
             shift

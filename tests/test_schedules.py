@@ -110,6 +110,11 @@ def test_unknown_schedule_lists_the_known_ones():
         build_schedule("quadratic", 10)
 
 
+def test_betas_that_leave_no_signal_are_refused():
+    with pytest.raises(ValueError, match="805 betas up to 0.64 leaves no signal at its last level: take fewer"):
+        build_schedule("linear", 805, gamma=32)
+
+
 def test_betas_outside_the_unit_interval_are_refused():
     with pytest.raises(ValueError, match="betas"):
         build_schedule("linear", 10)

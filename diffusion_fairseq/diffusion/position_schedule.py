@@ -30,6 +30,7 @@ class PositionSchedule(Tables):
 
     @property
     def num_timesteps(self) -> int:
+        """T."""
         return self.log_snr.size(1)
 
     def at(self, t: Tensor) -> NoiseLevel:

@@ -132,7 +132,7 @@ class DiscreteSchedule:
     Args:
         betas: (T,) float64, each in [0, 1).
     Raises:
-        ValueError: a beta lies outside [0, 1).
+        ValueError: a beta lies outside [0, 1), or they leave nothing of x_0.
     """
 
     def __init__(self, betas: Tensor):
@@ -144,6 +144,10 @@ class DiscreteSchedule:
             )
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        # Solvers divide by alpha, in the dtype of x_t.
+        if self.alphas_cumprod[-1].sqrt() < torch.finfo(torch.float32).tiny:
+            raise ValueError(f"a noise schedule of {betas.numel()} betas up to {betas.max():.3g} leaves no signal at "
+                             "its last level: take fewer timesteps or a smaller gamma")
         # CLEAN = -1 indexes the last row, so that no time needs a branch.
         clean = torch.ones(1, dtype=betas.dtype, device="cpu")
         alpha_bar = torch.cat([self.alphas_cumprod, clean])
@@ -151,6 +155,7 @@ class DiscreteSchedule:
 
     @property
     def num_timesteps(self) -> int:
+        """T."""
         return self.betas.numel()
 
     def at(self, t: Tensor) -> NoiseLevel:

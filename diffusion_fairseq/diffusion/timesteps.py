@@ -40,8 +40,8 @@ class LowDiscrepancyTimesteps(UniformTimesteps):
 class LossSecondMomentTimesteps(UniformTimesteps):
     """p(t) ~ sqrt(E[loss_t^2]) over the last `history` losses (Nichol & Dhariwal, 2021, section 3.3).
 
-    Uniform until every t has `history` losses; mixed with a uniform share; the weights 1 / (T p(t)) keep the
-    expected loss unchanged.
+    Uniform until every t has `history` losses, and where all are 0; mixed with a uniform share; the weights
+    1 / (T p(t)) keep the expected loss unchanged.
     """
 
     def __init__(self, num_timesteps: int, history: int = 10, uniform_share: float = 0.001):
@@ -53,7 +53,7 @@ class LossSecondMomentTimesteps(UniformTimesteps):
 
     def probabilities(self) -> Tensor:
         """p(t), (T,) float64."""
-        if self.counts.min() < self.losses.size(1):
+        if self.counts.min() < self.losses.size(1) or not self.losses.any():
             return torch.full_like(self.counts, 1 / self.num_timesteps, dtype=torch.float64)
         p = self.losses.double().square().mean(dim=1).sqrt()
         return (1 - self.uniform_share) * p / p.sum() + self.uniform_share / self.num_timesteps

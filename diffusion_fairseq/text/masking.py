@@ -62,7 +62,7 @@ class GivenPositions:
     def __init__(self, text: str):
         self.slices: List[slice] = []
         for part in text.split(",") if text != "none" else ():
-            found = re.fullmatch(r"(-?\d*):(-?\d*)", part.strip())
+            found = re.fullmatch(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?", part.strip())
             if not found:
                 raise ValueError(f"{text!r} are no positions: give slices such as 0:32 or 0:16,48:64, or none")
             self.slices.append(slice(*(int(end) if end else None for end in found.groups())))
