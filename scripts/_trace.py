@@ -1,6 +1,6 @@
 """A generator that writes down what every reverse step did to every candidate."""
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -30,15 +30,13 @@ class Trace(NamedTuple):
     exit: Optional[int]
 
 
-class _Record(NamedTuple):
-    """The same of all R rows of a batch: confidence (K, R, L), given (R, L), entropy and norm (K, R), exits (R,), 0
-    where early exit does not end."""
+class Step(NamedTuple):
+    """What one step did to the R rows of a batch: tokens, rounded, and confidence (R, L); entropy and norm (R,)."""
 
+    tokens: Tensor
     confidence: Tensor
-    given: Tensor
     entropy: Tensor
     norm: Tensor
-    exits: Tensor
 
 
 class TracingGenerator(DiffusionGenerator):
@@ -47,24 +45,38 @@ class TracingGenerator(DiffusionGenerator):
     All steps are taken: --exit-patience and --exit-entropy only say where early exit would have ended.
     """
 
+    def watched(self, rows: Rows) -> Iterator[Tuple[Denoiser, Step]]:
+        """What every step did to some rows, and what estimated."""
+        mask, given = positions(rows)
+        generated, every = mask & ~given, torch.ones_like(rows.keys, dtype=torch.bool)
+        for denoise, _, state in self.trajectory(rows):
+            tokens = denoise.tokens(state.pred_x0)
+            norm = (state.pred_x0.norm(dim=-1) * generated).sum(dim=1) / generated.sum(dim=1).clamp(min=1)
+            yield denoise, Step(tokens, confidence(denoise, tokens), denoise.mean_entropy(every), norm)
+
+    def traces(self, steps: Sequence[Step], rows: Rows) -> List[Trace]:
+        """What some steps did to each row; no exit."""
+        tokens, sure, entropy, norm = (torch.stack(found).cpu() for found in zip(*steps))
+        drafts = Drafts(tokens[-1], torch.zeros(tokens.shape[1:]), torch.full((len(rows.keys),), len(steps)), tokens)
+        hypotheses = super()._hypotheses(drafts, rows)
+        given, begins = positions(rows)[1].cpu(), rows.memory.begins(len(hypotheses)).tolist()
+        texts = [slice(begin, end) for begin, end in zip(begins, rows.lengths.tolist())]
+        return [Trace(tokens[:, row, text], [self._words(step["tokens"]) for step in hypotheses[row]["history"]],
+                      sure[:, row, text], given[row, text], entropy[:, row], norm[:, row], None)
+                for row, text in enumerate(texts)]
+
     def _denoise(self, rows: Rows) -> Drafts:
-        mask = lengths_to_mask(rows.lengths, rows.width)
-        given = rows.memory.given(*mask.shape)
-        given = torch.zeros_like(mask) if given is None else given
-        generated = mask & ~given
         live = Live.begin(len(rows.keys), rows.width, rows.keys.device)
         exits, steps = torch.zeros_like(rows.keys), []
-        for number, (denoise, _, state) in enumerate(self.trajectory(rows), start=1):
-            live = live.after(denoise.tokens(state.pred_x0))
+        for number, (denoise, step) in enumerate(self.watched(rows), start=1):
+            live = live.after(step.tokens)
             exits = torch.where(self._leaves(denoise, live, exits == 0), number, exits)
-            norm = (state.pred_x0.norm(dim=-1) * generated).sum(dim=1) / generated.sum(dim=1).clamp(min=1)
-            steps.append((live.tokens, confidence(denoise, live.tokens), denoise.mean_entropy(live.active), norm))
-        tokens, sure, entropy, norm = (torch.stack(found) for found in zip(*steps))
+            steps.append(step)
         drafts = Drafts.blank(rows, len(steps), self.dictionary.pad(), retain_history=True)
-        drafts.history.copy_(tokens)
+        drafts.history.copy_(torch.stack([step.tokens for step in steps]))
         self._keep(drafts, live, live.active, denoise, len(steps))
-        exits = exits.masked_fill(exits == len(steps), 0)
-        self.record = _Record(sure.cpu(), given.cpu(), entropy.cpu(), norm.cpu(), exits.cpu())
+        exits = exits.masked_fill(exits == len(steps), 0).tolist()
+        self.record = [trace._replace(exit=end or None) for trace, end in zip(self.traces(steps, rows), exits)]
         return drafts
 
     def _leaves(self, denoise: Denoiser, live: Live, there: Tensor) -> Tensor:
@@ -73,20 +85,19 @@ class TracingGenerator(DiffusionGenerator):
         return self._sure(denoise, there & (live.unchanged >= patience)) if patience else torch.zeros_like(there)
 
     def _hypotheses(self, drafts: Drafts, rows: Rows) -> List[Dict[str, Any]]:
-        hypotheses = super()._hypotheses(drafts, rows)
-        begins = rows.memory.begins(len(hypotheses)).tolist()
-        tokens, record = drafts.history.cpu(), self.record
-        for row, (hypothesis, begin, end) in enumerate(zip(hypotheses, begins, rows.lengths.tolist())):
-            text = slice(begin, end)
-            hypothesis["trace"] = Trace(
-                tokens[:, row, text], [self._words(step["tokens"]) for step in hypothesis["history"]],
-                record.confidence[:, row, text], record.given[row, text], record.entropy[:, row], record.norm[:, row],
-                int(record.exits[row]) or None)
-        return hypotheses
+        found = super()._hypotheses(drafts, rows)
+        return [{**hypothesis, "trace": trace} for hypothesis, trace in zip(found, self.record)]
 
     def _words(self, tokens: Tensor) -> int:
         """How many tokens (n,) there are before the end of sentence that ends them."""
         return len(tokens) - int(self.ends and len(tokens) > 0 and tokens[-1] == self.dictionary.eos())
+
+
+def positions(rows: Rows) -> Tuple[Tensor, Tensor]:
+    """Which positions (R, L) rows have, and at which of them no token is generated."""
+    mask = lengths_to_mask(rows.lengths, rows.width)
+    given = rows.memory.given(*mask.shape)
+    return mask, torch.zeros_like(mask) if given is None else given
 
 
 def confidence(denoise: Denoiser, tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Traces as one self-contained HTML page: small JSON in a template that needs no network."""
 
 import json
+import re
 import string
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from diffusion_fairseq.generator import FIRST_WORD_PIECE
 
-TEMPLATE = Path(__file__).with_name("explore.html")
-PLACE = "/*trace*/"  # in the template
+PLACE = "/*data*/"  # in a template
+INCLUDED = re.compile(r"(?:/\*|<!--)include ([\w.]+)(?:\*/|-->)")  # a file beside it
 # A probability as one letter: the first is 0, the last 1.
 CONFIDENCES = string.digits + string.ascii_letters
 GIVEN = "-"
@@ -78,19 +79,20 @@ class Strings:
         return self.places.setdefault(text, len(self.places))
 
 
-def coded(trace: Trace, number: Callable[[int], int]) -> Dict[str, Any]:
+def coded(trace: Trace, number: Callable[[int], int], before: Sequence[int] = ()) -> Dict[str, Any]:
     """One candidate: of each step the positions whose token is another one than before, each followed by the number of
-    its string; a letter of CONFIDENCES for each word of the text, or GIVEN; and the curves."""
+    its string; a letter of CONFIDENCES for each word of the text, or GIVEN; and the curves. `before` are the tokens
+    that it had, where steps went before."""
     tokens, given = trace.tokens.tolist(), trace.given.tolist()
     return {
         "exit": trace.exit,
-        "changes": [changed(before, after, number) for before, after in zip([[]] + tokens, tokens)],
+        "changes": [changed(before, after, number) for before, after in zip([before, *tokens], tokens)],
         "confidence": [letters(sure[:count], given) for sure, count in zip(trace.confidence.tolist(), trace.text)],
         "entropy": rounded(trace.entropy), "norm": rounded(trace.norm),
     }
 
 
-def changed(before: List[int], after: List[int], number: Callable[[int], int]) -> List[int]:
+def changed(before: Sequence[int], after: List[int], number: Callable[[int], int]) -> List[int]:
     """Position and string of every token that is another one, in one list."""
     return [value for place, token in enumerate(after) if place >= len(before) or token != before[place]
             for value in (place, number(token))]
@@ -106,8 +108,14 @@ def rounded(values: Tensor) -> List[float]:
     return [round(value, 2) for value in values.tolist()]
 
 
-def page(trace: Dict[str, Any]) -> str:
-    """The page of a trace. No text in it can end the script that holds it: JSON has no other < than those escaped."""
-    data = json.dumps(trace, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    before, after = TEMPLATE.read_text(encoding="utf-8").split(PLACE)
-    return before + data + after
+def page(template: str, data: Dict[str, Any]) -> str:
+    """A template of this folder with what it includes and its data. No text of the data can end the script that holds
+    it: JSON has no other < than those escaped."""
+    folder = Path(__file__).parent
+
+    def included(found: re.Match) -> str:
+        return (folder / found[1]).read_text(encoding="utf-8").rstrip("\n")
+
+    held = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    before, after = INCLUDED.sub(included, (folder / template).read_text(encoding="utf-8")).split(PLACE)
+    return before + held + after

@@ -12,22 +12,24 @@ references and scores. Its keys: left and right for the step, space to play, [ a
 
 import argparse
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, add_sampling_arguments, batches, load, load_model, sampling_config, setup
 from _trace import TracingGenerator
 from _trace_page import Spelling, Strings, coded, page
+from _typed import WHERE, encoder, find_bpe_model
 from tqdm import tqdm
 
+from diffusion_fairseq.data.typed_lines import mostly_unknown
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.overlap import DEFAULT_ROUGE_TYPES, rouge_per_sentence
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, SamplingConfig
 
-BPE_MODEL = "sentencepiece.model"
+TEMPLATE = "explore.html"
 
 
 def typed(task, arguments: argparse.Namespace):
@@ -36,35 +38,14 @@ def typed(task, arguments: argparse.Namespace):
     Raises:
         UserError: there is no line, or most words are unknown.
     """
-    dictionary = task.source_dictionary
     lines = [line for line in arguments.input.read_text(encoding="utf-8").splitlines() if line.strip()]
-    model = bpe_model(arguments)
-    if model is not None:
-        bpe = task.build_bpe(argparse.Namespace(bpe="sentencepiece", sentencepiece_model=str(model),
-                                                sentencepiece_enable_sampling=False, sentencepiece_alpha=None))
-        mask = dictionary[task.mask] if task.prompts else None
-        lines = [encoded(line, bpe, mask) for line in lines]
-    tokens = [dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
-    unknown = sum(int((line == dictionary.unk()).sum()) for line in tokens)
-    if not tokens or unknown * 2 > sum(map(len, tokens)):
-        raise UserError(f"{arguments.input} holds " + ("words that the dictionary lacks: give --bpe-model" if tokens
-                                                       else "no line"))
+    model = arguments.bpe_model or find_bpe_model(arguments.path, arguments.data)
+    tokens = list(map(encoder(task, model), lines))
+    if not tokens:
+        raise UserError(f"{arguments.input} holds no line")
+    if mostly_unknown(tokens, task.source_dictionary.unk()):
+        raise UserError(f"{arguments.input} holds words that the dictionary lacks: give --bpe-model")
     return task.build_dataset_for_inference(tokens, [len(line) for line in tokens])
-
-
-def bpe_model(arguments: argparse.Namespace) -> Optional[Path]:
-    """The sentencepiece model that splits --input: the one given, or one that lies beside checkpoint or data."""
-    if arguments.bpe_model is not None:
-        return arguments.bpe_model
-    data = Path(arguments.data)
-    places = [folder / BPE_MODEL for folder in (Path(arguments.path).parent, data, data.parent)]
-    return next((place for place in places if place.is_file()), None)
-
-
-def encoded(line: str, bpe, mask: Optional[str]) -> str:
-    """A line in pieces, its mask tokens left whole."""
-    parts = [line] if mask is None else re.split(rf"({re.escape(mask)})", line)
-    return " ".join(part if part == mask else bpe.encode(part) for part in parts if part.strip())
 
 
 class Pages:
@@ -129,8 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--input", type=Path, metavar="FILE", help="sources, one a line, in place of a split")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE",
-                        help=f"sentencepiece model that splits --input (default: {BPE_MODEL} beside the checkpoint, in "
-                             "the data folder or the one above; where there is none, words are taken as they are)")
+                        help=f"sentencepiece model that splits --input (default: {WHERE})")
     parser.add_argument("--texts", type=int, default=100, help="the first so many texts (default: 100)")
     add_sampling_arguments(parser, DEFAULT_STEPS)
     parser.add_argument("--candidates", type=int, default=5, help="for each source (default: 5)")
@@ -154,7 +134,7 @@ def main() -> None:
     if arguments.texts < 1 or not len(texts):
         raise UserError("no text to generate from: give --texts of at least 1, and a split that holds some")
     found = explore(task, model, texts, sampling, arguments)
-    arguments.output.write_text(page(found), encoding="utf-8")
+    arguments.output.write_text(page(TEMPLATE, found), encoding="utf-8")
     print(f"{arguments.output}: {len(found['sentences'])} sentences, {arguments.candidates} candidates, "
           f"{len(found['times'])} steps, {arguments.output.stat().st_size / 1e6:.1f} MB")
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import chromium, opened
+from browser import CONTRASTS, chromium, opened
 from fairseq.data import Dictionary
 from helpers import (
     REPOSITORY,
@@ -30,6 +30,7 @@ from diffusion_fairseq.generator import DiffusionGenerator
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import _trace_page  # noqa: E402, I001
+import _typed  # noqa: E402
 import explore  # noqa: E402
 from _trace import Trace, TracingGenerator  # noqa: E402
 
@@ -137,8 +138,8 @@ def test_a_prompt_says_how_much_is_to_be_written():
 
 def test_masks_of_typed_lines_stay_whole():
     bpe = SimpleNamespace(encode=lambda text: " ".join(text.replace(" ", "")))
-    assert explore.encoded("ab <mask> c<mask>", bpe, "<mask>") == "a b <mask> c <mask>"
-    assert explore.encoded("ab c", bpe, None) == "a b c"
+    assert _typed.encoded("ab <mask> c<mask>", bpe, "<mask>") == "a b <mask> c <mask>"
+    assert _typed.encoded("ab c", bpe, None) == "a b c"
 
 
 def made_up(numbers, candidates, steps, length, words, seed=0):
@@ -157,14 +158,14 @@ def made_up(numbers, candidates, steps, length, words, seed=0):
 
 
 def test_the_page_stays_small_where_every_token_switches_always():
-    page = _trace_page.page(made_up(range(1, 101), 5, 20, 40, 4000))
+    page = _trace_page.page(explore.TEMPLATE, made_up(range(1, 101), 5, 20, 40, 4000))
     assert len(page.encode()) <= 5_000_000
 
 
 def test_no_text_can_end_the_script_and_nothing_is_fetched():
     data = made_up([1], 1, 2, 3, 5)
     data["sentences"][0]["source"] = HOSTILE
-    page = _trace_page.page(data)
+    page = _trace_page.page(explore.TEMPLATE, data)
     held = re.search(r'<script type="application/json" id="trace">(.*?)</script>', page, re.S)[1]
     assert json.loads(held) == data
     assert page.count("</script>") == 2 and "onerror=" not in page.replace(held, "")
@@ -216,7 +217,7 @@ def address(tmp_path_factory):
     second.update(source=HOSTILE, reference=f"a haystack {HOSTILE}")
     second["candidates"][0]["changes"][-1] = [0, 5, 1, 5, 2, 5, 3, 5]
     file = tmp_path_factory.mktemp("explore") / "explore.html"
-    file.write_text(_trace_page.page(data), encoding="utf-8")
+    file.write_text(_trace_page.page(explore.TEMPLATE, data), encoding="utf-8")
     return file.as_uri()
 
 
@@ -305,28 +306,6 @@ def test_what_users_write_is_shown_as_they_wrote_it(browser, address):
         assert page.locator("img").count() == 0 and page.title() == "Denoising \u00b7 tiny.pt"
 
 
-CONTRASTS = """() => {
-  const pixels = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-  const luminance = (colours) => {
-    pixels.clearRect(0, 0, 1, 1);
-    for (const colour of colours) pixels.fillStyle = colour, pixels.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...pixels.getImageData(0, 0, 1, 1).data].map((part) => linear(part / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const style = (element) => getComputedStyle(element);
-  const grounds = (element) => element ? [...grounds(element.parentElement), style(element).backgroundColor] : [];
-  const writes = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const written = [...document.body.querySelectorAll("*")].filter((element) => element.checkVisibility() &&
-    element.namespaceURI.endsWith("xhtml") && writes(element));
-  return written.map((element) => {
-    const behind = grounds(element), both = [luminance(behind), luminance([...behind, style(element).color])];
-    const contrast = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-    return [contrast, element.className + " " + element.textContent.slice(0, 30)];
-  });
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_is_readable(browser, address, scheme):
     """A contrast of 4.5 at least (WCAG 2.1, AA), on the least sure tokens, too."""
@@ -340,7 +319,8 @@ def test_all_text_is_readable(browser, address, scheme):
 
 
 def test_a_thousand_sentences_are_listed(browser, tmp_path):
-    (tmp_path / "explore.html").write_text(_trace_page.page(made_up(range(1, 1001), 5, 4, 8, 50)), encoding="utf-8")
+    held = _trace_page.page(explore.TEMPLATE, made_up(range(1, 1001), 5, 4, 8, 50))
+    (tmp_path / "explore.html").write_text(held, encoding="utf-8")
     with opened(browser, (tmp_path / "explore.html").as_uri(), reduced_motion="reduce") as page:
         assert page.locator("#list li").count() == 1000 and page.locator(".candidate").count() == 5
         page.locator("#search").fill("source 77")
