@@ -8,6 +8,7 @@ import shlex
 import sys
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
 from fairseq import options
@@ -28,6 +29,14 @@ PARSERS = {
 TASKS = {"seq2seq_diffusion", "cpd_pretrain", "diffusion_lm", "latent_classification", "sentence_prediction"}
 BLOCK = re.compile(r"^```\n(.*?)^```", re.M | re.S)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+SHOWN = {name for page in (*PAGES, *(REPOSITORY / "examples").glob("*/README.md")) for name in re.findall(
+    r"\b(?:bash|python3?) ((?:scripts|examples)/[\w/]+\.(?:py|sh))", page.read_text(encoding="utf-8"))}
+NOT_RUN = {
+    "scripts/setup.sh": "installs from a package registry",
+    "scripts/test.sh": "scripts/setup.sh, then these tests",
+    "scripts/quickstart.sh": "scripts/setup.sh, then scripts/quickstart.py, which is run",
+    "examples/glue/probe.sh": "reads the package indexes of apt; its three steps are run one by one",
+}
 CHOSEN_BY_RECIPE = ("--task", "--arch", "--criterion", "--optimizer", "--lr-scheduler")
 parse_args = argparse.ArgumentParser.parse_args
 
@@ -76,7 +85,9 @@ def known_options():
 
 
 def check_fairseq(words, monkeypatch):
-    arguments = [str(PACKAGE) if word == "diffusion_fairseq" else word for word in words[1:]]
+    # Files that are read later must be there.
+    arguments = [str(PACKAGE) if word == "diffusion_fairseq" else str(README) if word.endswith(".pt") else word
+                 for word in words[1:]]
     monkeypatch.setattr(sys, "argv", [words[0], *arguments])
     parsed = options.parse_args_and_arch(PARSERS[words[0]](), input_args=arguments)
     assert parsed.task in TASKS
@@ -118,7 +129,7 @@ def check_recipe(script, words, monkeypatch):
         assert {word for word in words if word.startswith("--")} <= known_options()
         return
     command = "fairseq-generate" if script.stem == "generate" else "fairseq-train"
-    chosen = ["--path", "model.pt"] if script.stem == "generate" else []
+    chosen = ["--path", "model.pt"] if script.stem == "generate" else ["--batch-size", "1"]
     for name in CHOSEN_BY_RECIPE[: 1 if script.stem == "generate" else None]:
         found = re.search(rf"{name} (\w+)", text)
         if found and name not in words:
@@ -172,6 +183,30 @@ def test_what_the_text_names_exists(page):
         assert (REPOSITORY / name).is_file(), name
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def run_by(text, script):
+    """Whether a test's text runs a script: by its name or as a module, a recipe by its folder's name and its own."""
+    if script.parts[0] == "examples":
+        return script.suffix == ".sh" and (f"{script.parent.name}/{script.name}" in text or (
+            "recipe(" in text and f'"{script.parent.name}"' in text and f'"{script.stem}"' in text))
+    names = rf'"(scripts/)?{re.escape(script.name)}"'
+    if script.suffix == ".py":
+        names += rf'|"{script.stem}"|^(import|from) {script.stem}\b'
+    return re.search(names, text, re.M) is not None
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_what_is_shown_is_run_by_a_test_or_listed_with_the_reason(name):
+    texts = [file.read_text(encoding="utf-8") for file in sorted((REPOSITORY / "tests").glob("test_*.py"))
+             if file.name != "test_readme.py"]
+    assert name in NOT_RUN or any(run_by(text, Path(name)) for text in texts)
+
+
+def test_every_page_is_in_the_table_of_pages():
+    text = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"| [{page.name}]({page.name}) |" in text, page
 
 
 def test_every_registered_name_is_in_the_readme():
