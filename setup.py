@@ -27,19 +27,21 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["diffusion_fairseq*"]),
     install_requires=[
-        "numpy",
-        "torch>=2.1",
-        "sentencepiece",
-        "sacremoses",
+        "numpy>=1.23",
+        "torch>=2.4",
+        "sentencepiece>=0.1.97",
+        "sacremoses>=0.0.53",
         "rouge-score>=0.1.2",
-        "sacrebleu>=2",
-        "tqdm",
+        "sacrebleu>=2.3",
+        "tqdm>=4.64",
     ],
     extras_require={
         "host": [HOST_MODERN, HOST_OFFICIAL],
-        "plots": ["matplotlib"],
+        "plots": ["matplotlib>=3.8"],
         "browser": ["playwright"],  # for the tests of pages, which need Chromium, too
+        "serve": ["starlette>=0.40", "uvicorn>=0.30"],  # for scripts/serve.py
         "metrics": ["accelerate", "bert-score", "gguf", "mauve-text", "transformers"],
+        "docs": ["pdoc"],  # the API reference, see docs/README.md
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
     entry_points={

@@ -38,6 +38,7 @@ class Rows(NamedTuple):
 
     @property
     def width(self) -> int:
+        """Positions of each sequence, filler included."""
         return self.packing.shape[1]
 
     @classmethod

@@ -38,6 +38,7 @@ class Drafts(NamedTuple):
 
     @classmethod
     def blank(cls, rows: Rows, num_steps: int, pad: int, retain_history: bool) -> "Drafts":
+        """Padding alone for each of the rows, with scores and steps of 0."""
         tokens = rows.keys.new_full((len(rows.keys), rows.width), pad)
         history = tokens.expand(num_steps, -1, -1).clone() if retain_history else None
         return cls(tokens, torch.zeros(tokens.shape, device=tokens.device), torch.zeros_like(rows.keys), history)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
@@ -81,6 +82,17 @@ def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError(f"{name}, line {number}: not UTF-8 (byte {error.start + 1} of the line is "
                             f"0x{raw[error.start]:02x}); convert the file to UTF-8") from None
+
+
+@contextmanager
+def removed_on_error(*paths: Path) -> Iterator[None]:
+    """Remove files that are being written where an error ends that."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_files(folder: Path, files: dict[str, list[str]]) -> list[str]:

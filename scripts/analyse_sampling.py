@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 import torch.nn.functional as F
 from _checkpoint import add_arguments, add_sampling_arguments, batches, load, sampling_config

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Dict, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, batches, load
 from torch import Tensor

@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Dict, List, Optional
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _benchmark_plot import RIVALS, plot
 from _diffuseq_systems import measure_diffuseq

@@ -7,24 +7,29 @@
 
 Reads text/{train,valid,test}.{src,tgt} in the folder, or for a language model text/{train,valid,test}.txt, whose
 dictionary gets the word <mask>; writes sentencepiece.model (unless one is given), encoded/ and data-bin/ there.
-Interrupted, the same command continues: a file that has its name is whole.
+Interrupted, the same command continues: a file that has its name is whole. With other options or other text it refuses
+to mix the two; what data-bin was made of stands in binarised.json.
 """
 
 import argparse
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
-from _data import MASK, DataError, run, utf8_lines
+from _data import MASK, DataError, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
 LINES_AT_ONCE = 10000
+MADE_OF = "binarised.json"
 SAMPLE = 2_000_000  # lines that subwords are learned from, at most
 
 
@@ -32,12 +37,15 @@ def sides_of(text: Path) -> Tuple[str, ...]:
     """The endings of a folder's files.
 
     Raises:
-        DataError: a split is missing.
+        DataError: a split is missing or empty.
     """
     sides = LINES if (text / f"train.{LINES[0]}").exists() else PAIR
     missing = [f"{split}.{side}" for split in SPLITS for side in sides if not (text / f"{split}.{side}").exists()]
     if missing:
         raise DataError(f"{text} lacks {', '.join(missing)}: prepare the text first")
+    for path in (text / f"{split}.{side}" for split in SPLITS for side in sides):
+        if not path.stat().st_size:
+            raise DataError(f"{path} is empty: prepare the text again")
     return sides
 
 
@@ -46,21 +54,28 @@ def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
     """The given subword model, or one learned on the training text."""
     model = given or work / "sentencepiece.model"
     if given is None and not model.exists():
-        unfinished = work / "unfinished"
+        learned = io.BytesIO()  # and no file, whose name would be part of the model
         try:
             sentencepiece.SentencePieceTrainer.train(
-                input=[str(text / f"train.{side}") for side in sides], model_prefix=str(unfinished),
-                vocab_size=vocabulary, character_coverage=1.0, user_defined_symbols=[MASK], minloglevel=2,
-                input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
+                sentence_iterator=chain.from_iterable(_lines(text / f"train.{side}") for side in sides),
+                model_writer=learned, vocab_size=vocabulary, character_coverage=1.0, user_defined_symbols=[MASK],
+                minloglevel=2, input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
             )
         except RuntimeError as error:
-            raise DataError(f"--vocabulary {vocabulary}: {str(error).splitlines()[-1].strip()}") from None
-        (work / "unfinished.vocab").replace(model.with_suffix(".vocab"))
-        (work / "unfinished.model").replace(model)
+            # After its own place in the source of sentencepiece.
+            raise DataError(f"--vocabulary {vocabulary}: {str(error).splitlines()[-1].rpartition('] ')[2]}") from None
+        unfinished = model.with_name(model.name + ".unfinished")
+        unfinished.write_bytes(learned.getbuffer())
+        unfinished.replace(model)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{model} is no sentencepiece model ({str(error).splitlines()[0]}): give another one") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="ignore", newline="\n") as lines:  # encode() names a line that is not UTF-8
+        yield from (line.rstrip("\n") for line in lines)
 
 
 def encode(encoder: sentencepiece.SentencePieceProcessor, lines: Path, out: Path, workers: int) -> None:
@@ -70,7 +85,8 @@ def encode(encoder: sentencepiece.SentencePieceProcessor, lines: Path, out: Path
     unfinished = out.with_name(out.name + ".unfinished")
     size = lines.stat().st_size
     bar = tqdm(total=size, desc=f"  encode {lines.name}", unit="B", unit_scale=True, leave=False, disable=None)
-    with bar, lines.open("rb") as stream, unfinished.open("w", encoding="utf-8") as encoded:
+    with removed_on_error(unfinished), bar, lines.open("rb") as stream, \
+            unfinished.open("w", encoding="utf-8") as encoded:
         text = utf8_lines(_counted(stream, bar), str(lines))
         while block := list(islice(text, LINES_AT_ONCE)):
             for pieces in encoder.encode(block, out_type=str, num_threads=workers):
@@ -120,15 +136,46 @@ def add_mask(dictionary: Path) -> None:
         dictionary.write_text(f"{words}{MASK} 0\n", encoding="utf-8")
 
 
+def size_of(file: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    return file.stat().st_size
+
+
+def check_made_of(work: Path, wanted: dict) -> None:
+    """Refuse to go on in a folder that was begun with other options or other text.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    try:
+        known = json.loads((work / MADE_OF).read_text(encoding="utf-8"))
+    except OSError:
+        return
+    changed = [name for name in wanted if wanted[name] != known.get(name)]
+    if changed:
+        raise DataError(f"{work} was binarised with other {' and '.join(changed)} (see {MADE_OF}): name another "
+                        f"folder, or remove {MADE_OF}, data-bin, encoded and sentencepiece.model from it")
+
+
 def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int,
              words: bool = False, joined: bool = True) -> Path:
     """work/data-bin from work/text; with `words` the text is taken for encoded; `joined`: one dictionary for both
     sides."""
     text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
+    sides = sides_of(text)
+    of = {"vocabulary": vocabulary if dictionary is None else None, "words": words, "joined": joined,
+          "subwords": model and size_of(model), "dictionary": dictionary and size_of(dictionary),
+          "text": {f"{split}.{side}": size_of(text / f"{split}.{side}") for split in SPLITS for side in sides}}
+    check_made_of(work, of)
     if binary.exists():
         print(f"  already there: {binary}")
         return binary
-    sides = sides_of(text)
     options = ["--workers", str(workers)]
     options += ["--srcdict", str(dictionary)] if dictionary else \
         ["--nwordssrc", str(vocabulary), "--nwordstgt", str(vocabulary)] if words else []
@@ -136,11 +183,13 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
         encoded = text
     else:
         encoder = encoder_of(text, sides, work, vocabulary, model)
+        (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
         encoded.mkdir(exist_ok=True)
         for split in SPLITS:
             for side in sides:
                 encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
     preprocess(encoded, sides, binary, options, work / "preprocess.log", joined)
+    (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
     print(f"  written: {binary}")
     return binary
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _convert import (
     Shapes,

@@ -47,6 +47,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 from _convert import (
     Shapes,
     bert_layer,

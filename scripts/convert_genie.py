@@ -44,6 +44,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 from _convert import (
     Shapes,
     bert_layer,

@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+import _environment  # noqa: F401  says what this Python lacks
 from _evaluation import (
     BERT_MEASURES,
     DIVERSITY,
@@ -37,6 +38,7 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import glge, model_based, report
 from diffusion_fairseq.text.reranking import UTILITIES as KNOWN_UTILITIES
 
+LONGEST = 100_000  # characters of a text
 TABLES: dict[str, Callable] = {"text": report.text_table, "markdown": report.markdown_table}
 
 
@@ -45,6 +47,9 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
     references = aligned_lines(args.references, model) if args.references else model.references
     if references is None:
         raise UserError(f"{', '.join(args.generated)}: no T- lines; give --references FILE")
+    for texts in model.candidates:
+        refuse_long(", ".join(args.generated), texts)
+    refuse_long(args.references or ", ".join(args.generated), references)
     warn_of_unknown_words(references)
     systems = {name: read_system(path, model, not args.references) for name, path in args.system}
     if len(systems) < len(args.system):
@@ -61,6 +66,18 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         bert_scorer=model_based.load_bert_scorer(args.bertscore, args.bertscore_layer) if args.bertscore else None,
         seed=args.seed,
     )
+
+
+def refuse_long(files: str, texts: list[str]) -> None:
+    """Refuse what ROUGE-L, whose time grows with the square of the length, would not be done with in hours.
+
+    Raises:
+        UserError: naming the files.
+    """
+    for number, text in enumerate(texts):
+        if len(text) > LONGEST:
+            raise UserError(f"{files}: sentence {number} has {len(text):,} characters, and at most {LONGEST:,} can be "
+                            "compared: split it, in the references, too")
 
 
 def warn_of_unknown_words(references: list[str]) -> None:

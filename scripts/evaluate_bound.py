@@ -17,6 +17,7 @@ import math
 import sys
 from typing import Dict
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, batches, load
 from tqdm import tqdm

@@ -31,6 +31,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+import _environment  # noqa: F401  says what this Python lacks
 from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
 from _lm_evaluation import DATA, LIKELIHOOD, MASK, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
 from _lm_scorer import load_scorer

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from fairseq import checkpoint_utils
 from torch import Tensor

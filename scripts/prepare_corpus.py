@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, Rules
 from _data import DataError, progress, run, sha256, write_files
 

@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Iterable
 
+import _environment  # noqa: F401  says what this Python lacks
 import _debsum
 from _data import DataError, progress, run, sha256, utf8_lines
 from _debsum import Package, Pair

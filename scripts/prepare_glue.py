@@ -22,6 +22,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
 from _data import DataError, progress, run, write_files
 from _glue import TASKS, Example, Labelled

@@ -6,6 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 from _data import DataError, check_sha256, run, utf8_lines, write_files
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "kjvweb"

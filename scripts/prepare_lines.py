@@ -34,8 +34,9 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, digest, fraction, sentences, split_of
-from _data import DataError, progress, read_compressed, run, utf8_lines, write_files
+from _data import DataError, progress, read_compressed, removed_on_error, run, utf8_lines, write_files
 from _prose_text import clean
 from _workers import begin_worker
 from binarise import binarise
@@ -262,16 +263,18 @@ def write_splits(documents: Documents, text: Path, rules: Rules, most: int, work
     """
     text.mkdir(parents=True, exist_ok=True)
     unfinished = text / "train.txt.unfinished"
-    with unfinished.open("w", encoding="utf-8") as stream, Pool(workers, begin_worker, (os.getpid(),)) as pool:
+    with removed_on_error(unfinished), unfinished.open("w", encoding="utf-8") as stream, \
+            Pool(workers, begin_worker, (os.getpid(),)) as pool:
         corpus = Corpus(stream)
         found = pool.imap(partial(cleaned, rules=rules), documents, chunksize=64)
         for document in tqdm(found, desc="  clean", unit=" documents", leave=False, disable=None):
             if document is not None:
                 corpus.add(*document)
-    corpus.hold_out(most)
-    empty = [split for split in SPLITS if not (corpus.held_out.get(split) or split == "train" and corpus.counts[split])]
-    if empty:
-        raise DataError(f"no sentence for {', '.join(empty)}: give more text, or larger shares (--valid, --test)")
+        corpus.hold_out(most)
+        empty = [split for split in SPLITS
+                 if not (corpus.held_out.get(split) or split == "train" and corpus.counts[split])]
+        if empty:
+            raise DataError(f"no sentence for {', '.join(empty)}: give more text, or larger shares (--valid, --test)")
     write_files(text, {f"{split}.txt": lines for split, lines in corpus.held_out.items()})
     unfinished.replace(text / "train.txt")
     return corpus

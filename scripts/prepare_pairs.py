@@ -19,8 +19,9 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import _qqp
-from _data import DataError, run, utf8_lines
+from _data import DataError, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 Pairs = Iterator[Tuple[str, str]]
@@ -153,7 +154,8 @@ def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]
         return "already there"
     unfinished = [path.with_name(path.name + ".unfinished") for path in paths]
     kept = empty = 0
-    with unfinished[0].open("w", encoding="utf-8") as sources, unfinished[1].open("w", encoding="utf-8") as targets:
+    with removed_on_error(*unfinished), unfinished[0].open("w", encoding="utf-8") as sources, \
+            unfinished[1].open("w", encoding="utf-8") as targets:
         for pair in tqdm(pairs, desc=f"  {split}", unit=" pairs", leave=False, disable=None):
             source, target = map(clean, pair)
             if split == "train" and not (source and target):
@@ -162,8 +164,8 @@ def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]
             kept += 1
             sources.write(source + "\n")
             targets.write(target + "\n")
-    if not kept:
-        raise DataError(f"{split} has no pair: fetch the data again")
+        if not kept:
+            raise DataError(f"{split} has no pair: fetch the data again")
     for temporary, path in zip(unfinished, paths):
         temporary.replace(path)
     return f"{kept:,} pairs" + (f", {empty:,} with an empty side left out" if empty else "")

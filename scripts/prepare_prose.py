@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 from _apt import Apt, deb_members, tar_members
 from _data import DataError, progress, run, sha256, write_files
 from _prose import SETS, Source, choose

@@ -12,6 +12,7 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 import _debsum
 from _data import DataError, progress, run, sha256
 from _debsum import Package, Pair

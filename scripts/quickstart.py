@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, flat, run
 from tqdm import tqdm

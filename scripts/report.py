@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+import _environment  # noqa: F401  says what this Python lacks
 import plot_losses
 from _generated import read_generated
 from _report_page import Section, Table, as_html, as_markdown, number, thin, trend

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
+import _environment  # noqa: F401  says what this Python lacks
 import numpy as np
 from _generated import Outputs, aligned_lines, read_generated
 from _study import numbers, report

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _commands import REPOSITORY, USER_DIR, fairseq, run
 from _evaluation import evaluate

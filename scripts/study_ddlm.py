@@ -27,6 +27,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import load_model
 from _lm_evaluation import DATA

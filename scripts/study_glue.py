@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
+import _environment  # noqa: F401  says what this Python lacks
 from _commands import USER_DIR, fairseq, run
 from _study import (
     add_study_options,

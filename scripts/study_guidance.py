@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _generated import read_lines
 from _lm_scorer import Scorer, load_scorer

@@ -19,6 +19,7 @@ import logging
 import sys
 from pathlib import Path
 
+import _environment  # noqa: F401  says what this Python lacks
 from _checkpoint import load_model
 from _lm_evaluation import DATA
 from _lm_writing import (

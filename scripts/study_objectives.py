@@ -33,6 +33,7 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import batches, load
 from _generated import numbered_lines, read_generated, read_lines

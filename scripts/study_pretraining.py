@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
+import _environment  # noqa: F401  says what this Python lacks
 from _evaluation import evaluate
 from _generated import read_generated, read_lines
 from _study import add_study_options, generate, measure, parse_study, prepare_output, report, run_study, train

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
+import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _study import decimals, listed, numbers, report, take_turns
 from fairseq import checkpoint_utils

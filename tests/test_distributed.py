@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 IMPORTED = multiprocessing.get_context("forkserver")
 IMPORTED.set_forkserver_preload(["diffusion_fairseq", "fairseq_cli.train"])
 
+FAIRSCALE = find_spec("fairscale") is not None
 UPDATES = 20
 PAIRS = ("--task", "seq2seq_diffusion", "--max-source-positions", 16, "--max-target-positions", 12)
 TEXT = ("--task", "diffusion_lm", "--tokens-per-sample", 12)
@@ -142,6 +144,29 @@ def test_both_launchers_train_without_gpus(work, tmp_path, launcher):
 def test_a_process_that_the_host_has_started_fails_in_one_line(work, tmp_path):
     wrong = options(work, "genie", tmp_path, "--distributed-world-size", 2, "--timestep-sampler", "often")
     one_line_error(run_module("train", *wrong, check=False), "--timestep-sampler 'often' is unknown")
+
+
+@pytest.mark.parametrize("given, said", [
+    (["--ddp-backend", "fully_sharded"], "--ddp-backend fully_sharded is not served: .*--zero-sharding os"),
+    pytest.param(["--ddp-backend", "legacy_ddp", "--zero-sharding", "os"], "--zero-sharding os needs fairscale: pip",
+                 marks=pytest.mark.skipif(FAIRSCALE, reason="fairscale is there")),
+    pytest.param(["--ddp-backend", "slowmo"], "--ddp-backend slowmo needs fairscale: pip",
+                 marks=pytest.mark.skipif(FAIRSCALE, reason="fairscale is there")),
+])
+def test_sharding_that_is_not_served_is_refused(work, tmp_path, given, said):
+    one_line_error(run_module("train", *options(work, "genie", tmp_path), *given, check=False), said)
+
+
+@pytest.mark.skipif(not FAIRSCALE, reason="needs fairscale: pip install fairscale")
+def test_a_sharded_optimizer_trains_and_resumes_as_a_whole_one(work, tmp_path):
+    whole, sharded = (options(work, "genie", tmp_path / name, "--ddp-backend", "legacy_ddp") for name in "12")
+    alone = train(tmp_path / "1", 2, whole)
+    sharded += ("--zero-sharding", "os")
+    half = losses(train(tmp_path / "2", 2, (*sharded, "--max-update", UPDATES // 2)))
+    rest = losses(train(tmp_path / "2", 2, sharded))
+    mine, theirs = losses(alone), {**half, **rest}
+    assert list(half)[-1] == UPDATES // 2 and mine.keys() == theirs.keys()
+    assert max(abs(mine[update] - theirs[update]) for update in mine) <= 1e-4
 
 
 SPOILED = """

@@ -334,7 +334,7 @@ def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: No such file"):
         evaluate.main([str(tmp_path / "none.txt")])
     (tmp_path / "bytes.txt").write_bytes(b"D-0\t-1\t\xff\n")
-    with pytest.raises(UserError, match=r"bytes\.txt: not UTF-8"):
+    with pytest.raises(UserError, match=r"bytes\.txt:1: not UTF-8"):
         evaluate.main([str(tmp_path / "bytes.txt")])
 
 

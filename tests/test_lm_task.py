@@ -107,6 +107,24 @@ def test_typed_lines_become_prompts(data, options, line, expected):
     assert found.collater([found[0]])["target"] is None
 
 
+def test_a_space_before_a_typed_gap_is_no_given_token(data):
+    task = make_task(data)
+    line = torch.tensor([4, 5, MASK, 5, MASK, 5, EOS])
+    assert task.build_dataset_for_inference([line], [len(line)])[0]["source"].equal(line)
+    task.src_dict.symbols[5] = "\u2581"
+    task.src_dict.indices["\u2581"] = 5
+    found = task.build_dataset_for_inference([line], [len(line)])[0]["source"]
+    assert found.tolist() == [4, MASK, MASK, 5, EOS]
+
+
+def test_lines_of_unknown_words_are_warned_about(data, caplog):
+    task, unknown = make_task(data), 3
+    task.build_dataset_for_inference([torch.tensor([4, unknown, EOS])], [3])
+    assert "not in the dictionary" not in caplog.text
+    task.build_dataset_for_inference([torch.tensor([4, unknown, unknown, unknown, EOS])], [5])
+    assert "most words are not in the dictionary" in caplog.text
+
+
 def test_sequences_are_cut_to_what_a_checkpoint_takes(data):
     task = make_task(data, tokens_per_sample=64)
     task.build_model(tiny(), from_checkpoint=True)

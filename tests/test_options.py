@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from fairseq import options
 from fairseq.tasks.translation import TranslationConfig
 
 from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig
@@ -138,6 +139,19 @@ def test_every_option_is_read(config):
     read = {node.attr for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     assert OPTIONS[config] <= read
+
+
+@pytest.mark.parametrize("parser, words, shown", [
+    (options.get_training_parser, "--task seq2seq_diffusion --arch genie_base --criterion diffusion_vlb",
+     ["--latent-dim", "--mse-weight", "--eval-rouge", "--timestep-sampler"]),
+    (options.get_generation_parser, "--task diffusion_lm", ["--diffusion-steps", "--given-positions"]),
+    (options.get_training_parser, "", ["--optimizer"]),
+])
+def test_help_shows_the_options_of_what_is_named_beside_it(parser, words, shown, capsys):
+    with pytest.raises(SystemExit) as ended:
+        options.parse_args_and_arch(parser(), [*words.split(), "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and all(option in said for option in shown) and "shown with them" in said
 
 
 def test_presets_name_real_options():

@@ -95,6 +95,18 @@ def test_the_translation_recipe_runs_from_indexes_to_scores(tmp_path, dictionari
     assert done.returncode == 0 and "\ntransformer " in done.stdout, done.stderr[-2000:]
 
 
+def test_the_pre_training_recipe_runs_from_text_to_averaged_weights(tmp_path, verses):
+    text, work = tmp_path / "text.txt", tmp_path / "work"
+    documents = [" ".join(source for source, _ in verses["train"][first : first + 8]) for first in range(0, 2000, 8)]
+    text.write_text("\n\n".join(documents), encoding="utf-8")
+    steps = (("prepare", "--documents", "blank", text, "--vocabulary", 500, "--workers", 1),
+             ("train", "--tokens-per-sample", 64, "--max-source-positions", 64, "--max-target-positions", 32, *SMALL))
+    for script, *arguments in steps:
+        done = recipe("cpd", script, work, *arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (work / "averaged.pt").exists()
+
+
 def test_prepare_says_what_is_missing(tmp_path):
     (tmp_path / "raw").mkdir()
     done = recipe("xsum", "prepare", tmp_path / "work", tmp_path / "raw")

@@ -10,7 +10,10 @@ from diffusion_fairseq.compat.bad_batches import report_bad_batches
 from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, stop_prefetch_at_exit
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
+from diffusion_fairseq.compat.datasets import report_bad_data, report_bad_dictionaries
+from diffusion_fairseq.compat.lines import report_bad_lines
 from diffusion_fairseq.compat.literals import literal_eval
+from diffusion_fairseq.compat.options import report_bad_options, show_all_options
 from diffusion_fairseq.compat.processes import (
     broadcast_object,
     join_torchrun,
@@ -18,8 +21,10 @@ from diffusion_fairseq.compat.processes import (
     restart_under_torchrun,
     spawn_without_gpus,
 )
+from diffusion_fairseq.compat.results import keep_results
 from diffusion_fairseq.compat.saving import save_whole_checkpoints
 from diffusion_fairseq.compat.search import diverse_beam_search
+from diffusion_fairseq.compat.starts import report_bad_metric, report_bad_training
 from diffusion_fairseq.compat.training import (
     better_transformer,
     bf16_is_not_tpu,
@@ -34,12 +39,20 @@ MENDS = (
     literal_eval,
     report_bad_checkpoints,
     report_bad_bert,
+    report_bad_options,
+    show_all_options,
+    report_bad_lines,
+    report_bad_metric,
+    report_bad_data,
+    report_bad_dictionaries,
     report_bad_batches,
     save_whole_checkpoints,
+    keep_results,
     broadcast_object,
     join_torchrun,
     restart_under_torchrun,
     spawn_without_gpus,
+    report_bad_training,
     replicate_on_cpu,
     stop_prefetch_at_exit,
     keep_last_batch,

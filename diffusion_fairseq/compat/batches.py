@@ -10,6 +10,7 @@ import numpy as np
 from fairseq.data import data_utils, iterators, language_pair_dataset, token_block_dataset
 
 from diffusion_fairseq.compat.patching import replace
+from diffusion_fairseq.errors import UserError
 
 SECONDS_TO_STOP = 30.0
 
@@ -28,7 +29,12 @@ def keep_last_batch() -> None:
             indices = np.fromiter(indices, dtype=np.int64, count=-1)
         if len(indices) == 0:
             return []
-        batches = stock(indices, *args, **kwargs)
+        try:
+            batches = stock(indices, *args, **kwargs)
+        except AssertionError as error:
+            # All that it checks.
+            raise UserError(f"{str(error).replace('max_tokens=', '--max-tokens ')}: raise that, or cut sentences "
+                            "(--max-source-positions, --max-target-positions)") from error
         kept = sum(len(batch) for batch in batches)
         # Batches are consecutive slices of the indices, but for fixed shapes, which lose none.
         return batches if kept == len(indices) else [*batches, indices[kept:]]

@@ -5,6 +5,7 @@ import codecs
 import os
 import pickle
 import re
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from diffusion_fairseq.compat.literals import is_program, strings
 from diffusion_fairseq.compat.patching import replace
 from diffusion_fairseq.errors import UserError
 
+UNREADABLE = (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, AttributeError,
+              ValueError)
 WRITTEN_BY_EVAL_BLEU = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 
 
@@ -92,6 +95,35 @@ def start_ema(state: dict) -> None:
         extra.setdefault("ema", state["model"])
 
 
+def unreadable(path: str, error: Exception) -> UserError:
+    """What to say about a file that torch or the host could not load."""
+    if isinstance(error, pickle.UnpicklingError):
+        return refusal(path, error)
+    if isinstance(error, OSError):
+        return UserError(
+            f"checkpoint {path} cannot be read: {error.strerror or error}: it is missing, truncated or no checkpoint"
+            " of fairseq; use a file that training wrote"
+        )
+    return UserError(
+        f"checkpoint {path} cannot be read ({type(error).__name__}: {one_line(str(error))}): it is truncated or no"
+        " checkpoint of fairseq; use a file that training wrote"
+    )
+
+
+def about(files: Sequence[str], error: UserError) -> UserError:
+    """The error with the files' names, where it has none: the model that raised it does not know them."""
+    named = any(str(file) in str(error) for file in files)
+    return error if named else UserError(f"{', '.join(map(str, files))}: {error}")
+
+
+def misfit(filename: str, error: BaseException) -> UserError:
+    """Why training cannot start from a checkpoint's weights."""
+    if isinstance(error, UserError):
+        return about([filename], error)
+    return UserError(f"checkpoint {filename} does not fit this model ({one_line(str(error))}): give the --arch and the "
+                     "sizes it was trained with, or start anew in another --save-dir")
+
+
 def report_bad_checkpoints() -> None:
     """Say in one line which checkpoint cannot be loaded and why: refused, damaged, missing, of another model.
 
@@ -105,18 +137,10 @@ def report_bad_checkpoints() -> None:
     def load_checkpoint_to_cpu(path, *args, **kwargs):
         try:
             state = load(path, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise refusal(path, error) from error
         except UserError:
             raise
-        except OSError as error:
-            raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-        except (EOFError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-            detail = f"{type(error).__name__}: {one_line(str(error))}"
-            raise UserError(
-                f"checkpoint {path} cannot be read ({detail}): it is truncated or no checkpoint of fairseq;"
-                " use a file that training wrote"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
         refuse_programs(path, state)
         if starting_ema:
             start_ema(state)
@@ -125,6 +149,15 @@ def report_bad_checkpoints() -> None:
     def load_model_ensemble_and_task(filenames, *args, **kwargs):
         try:
             return load_models(filenames, *args, **kwargs)
+        except UserError as error:
+            raise about(filenames, error) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            raise UserError(
+                f"checkpoint {', '.join(filenames)} does not fit its own options ({one_line(str(error))}): it is of"
+                " another version or was changed; use a file that training wrote"
+            ) from error
         except OSError as error:
             if not str(error).startswith("Model file not found"):
                 raise
@@ -135,13 +168,12 @@ def report_bad_checkpoints() -> None:
             starting_ema.append(filename)
         try:
             return resume(self, filename, *args, **kwargs)
+        except UserError as error:
+            raise about([filename], error) from error
         except Exception as error:
             if not str(error).startswith("Cannot load model parameters from checkpoint"):
                 raise
-            raise UserError(
-                f"checkpoint {filename} does not fit this model ({one_line(str(error.__context__))}):"
-                " give the options it was trained with, or another --save-dir"
-            ) from error
+            raise misfit(filename, error.__context__) from error
         finally:
             starting_ema.clear()
 

@@ -28,6 +28,7 @@ class CutDataset(BaseWrapperDataset):
 
     @property
     def sizes(self):
+        """Tokens of every text (n,), after the cut."""
         return self._sizes
 
     def num_tokens(self, index):

@@ -127,6 +127,7 @@ def empty_share(texts: Sequence[str]) -> float:
 
 
 def ngram_counts(texts: Iterable[str], n: int) -> Counter:
+    """How often each n-gram, a tuple of n words, occurs in all texts together."""
     return Counter(ngram for text in texts for ngram in _ngrams(text.split(), n))
 
 

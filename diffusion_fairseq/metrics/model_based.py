@@ -143,6 +143,7 @@ def check_mauve() -> None:
 
 
 def mauve_signature(seed: int = MAUVE_SEED) -> str:
+    """The settings and the version that a score of MAUVE depends on, to print beside it."""
     return f"buckets:texts/10|scale:5|seed:{seed}|mauve-text:{version('mauve-text')}"
 
 
@@ -195,6 +196,7 @@ def bert_score(hypotheses: Sequence[str], references: Sequence[str], scorer, bat
 
 
 def bert_score_signature(scorer) -> str:
+    """The model, the settings and the version that a BERTScore depends on, to print beside it."""
     model = PurePath(scorer.model_type).name
     return f"model:{model}|layer:{scorer.num_layers}|idf:no|rescaled:no|bert-score:{version('bert-score')}"
 

@@ -26,6 +26,7 @@ class Bound(NamedTuple):
 
     @property
     def total(self) -> Tensor:
+        """The bound on -log p of each example (B,), in nats."""
         return self.reconstruction + self.diffusion + self.prior
 
 

@@ -20,6 +20,7 @@ class Memory(NamedTuple):
 
     @property
     def num_sources(self) -> int:
+        """B."""
         return self.layers[0].key.size(0)
 
     def select(self, rows: Tensor) -> "Memory":
@@ -75,6 +76,7 @@ class Prompt(NamedTuple):
 
     @property
     def num_sources(self) -> int:
+        """B."""
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> "Prompt":

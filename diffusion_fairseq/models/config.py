@@ -7,6 +7,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
 from diffusion_fairseq.diffusion.schedules import SCHEDULES
+from diffusion_fairseq.errors import UserError
 
 PARAMETERIZATIONS = ("x0", "noise")
 GIVEN_TOKENS = ("noised", "clean")
@@ -100,6 +101,23 @@ class TransformerSizes(FairseqDataclass):
                           "The published encoder (BERT) has it after"},
     )
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+
+
+def check_sizes(cfg: TransformerSizes) -> None:
+    """Refuse sizes that make no transformer.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in ("model_dim", "ffn_dim", "attention_heads", "encoder_layers", "time_dim"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
+    if cfg.model_dim % cfg.attention_heads:
+        raise UserError(f"--model-dim {cfg.model_dim} must be a multiple of --attention-heads {cfg.attention_heads}")
+    if cfg.time_dim % 2:
+        raise UserError(f"--time-dim must be even, got {cfg.time_dim}")
+    if not 0 <= cfg.dropout < 1:
+        raise UserError(f"--dropout must be at least 0 and less than 1, got {cfg.dropout}")
 
 
 @dataclass

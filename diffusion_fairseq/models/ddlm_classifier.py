@@ -35,6 +35,7 @@ class DDLMClassifierModel(DDLMEncoder, Persistent):
     def __init__(self, cfg: DDLMClassifierConfig, num_tokens: int, pad: int):
         super().__init__()
         self.cfg, self.pad, self.frozen = cfg, pad, cfg.freeze_encoder
+        self.args = cfg  # fairseq 0.12.2's sentence_prediction asks it for the scales of adapters
         self.schedule = sigma_equals_t(cfg)
         if not cfg.t_min <= cfg.classification_time <= cfg.t_max:
             raise UserError(f"--classification-time {cfg.classification_time:g} is a time at which the layers were not "

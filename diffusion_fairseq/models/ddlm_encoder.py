@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.config import DDLMSizes
+from diffusion_fairseq.models.config import DDLMSizes, check_sizes
 from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm, ConditionedLayer
 from diffusion_fairseq.modules.layers import init_bert
 from diffusion_fairseq.modules.packing import Packing
@@ -45,9 +45,8 @@ class DDLMEncoder(nn.Module):
         Raises:
             UserError: sizes that do not fit.
         """
+        check_sizes(cfg)
         dim = cfg.model_dim
-        if dim % cfg.attention_heads:
-            raise UserError(f"--model-dim {dim} must be a multiple of --attention-heads {cfg.attention_heads}")
         self.up_projection = nn.Linear(cfg.latent_dim * (2 if self.self_conditioning else 1), dim)
         # Which positions are given and which are noised.
         self.marks = nn.Embedding(2, dim)

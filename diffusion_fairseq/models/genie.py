@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.condition import Encoded, Memory
-from diffusion_fairseq.models.config import GenieConfig
+from diffusion_fairseq.models.config import GenieConfig, check_sizes
 from diffusion_fairseq.models.presets import GENIE
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer, init_bert
@@ -83,10 +83,9 @@ class GenieModel(DiffusionModel):
     def __init__(self, cfg: GenieConfig, num_source_tokens: int, num_tokens: int, pad: int, eos: Optional[int] = None):
         super().__init__(cfg, num_tokens, pad)
         self.empty = eos
-        if cfg.model_dim % cfg.attention_heads:
-            raise UserError(
-                f"--model-dim {cfg.model_dim} must be a multiple of --attention-heads {cfg.attention_heads}"
-            )
+        check_sizes(cfg)
+        if cfg.denoiser_layers < 1:
+            raise UserError(f"--denoiser-layers must be at least 1, got {cfg.denoiser_layers}")
         dim = cfg.model_dim
         self.attend_source_padding = cfg.attend_source_padding
         self.share_embeddings = cfg.share_embeddings

@@ -47,6 +47,7 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
 
     @property
     def schedule(self):
+        """The noise levels of the x_t that it reads: those of the diffusion model that it leads."""
         return self.space.schedule
 
     @classmethod

@@ -5,9 +5,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.condition import Memory
-from diffusion_fairseq.models.config import TransformerSizes
+from diffusion_fairseq.models.config import TransformerSizes, check_sizes
 from diffusion_fairseq.modules.attention import KeyValue
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, EncoderLayer, init_bert
 from diffusion_fairseq.modules.packing import Packing
@@ -34,9 +33,8 @@ class LatentEncoder(nn.Module):
         Raises:
             UserError: sizes that do not fit.
         """
+        check_sizes(cfg)
         dim = cfg.model_dim
-        if dim % cfg.attention_heads:
-            raise UserError(f"--model-dim {dim} must be a multiple of --attention-heads {cfg.attention_heads}")
         self.time_embedding = TimeEmbedding(cfg.time_dim, dim)
         self.up_projection = nn.Sequential(
             nn.Linear(latent_dim * (2 if self.self_conditioning else 1), dim), nn.Tanh(), nn.Linear(dim, dim)

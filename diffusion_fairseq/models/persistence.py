@@ -97,7 +97,9 @@ class Persistent(LearnsTimesteps):
     def _check_weights(self, state_dict: Dict[str, Tensor]) -> None:
         own = self.state_dict()
         for key in ("embedding.weight", "encoder.tokens.weight"):
-            if key in own and key in state_dict and len(own[key]) != len(state_dict[key]):
+            # encoder.tokens is a projection where the embeddings are shared.
+            embeds = key in own and isinstance(self.get_submodule(key.rpartition(".")[0]), torch.nn.Embedding)
+            if embeds and key in state_dict and len(own[key]) != len(state_dict[key]):
                 # Pre-training needs the word, other data may have been binarised without it.
                 remedy = ("if it lacks <mask>, append '<mask> 0' to its dictionaries"
                           if len(state_dict[key]) == len(own[key]) + 1 else "use the data it was trained with")

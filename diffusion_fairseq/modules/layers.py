@@ -68,6 +68,7 @@ class GEGLU(nn.Module):
         self.projection = nn.Linear(dim, 2 * hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., hidden)."""
         value, gate = self.projection(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 

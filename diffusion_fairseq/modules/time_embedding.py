@@ -30,4 +30,5 @@ class TimeEmbedding(nn.Sequential):
         super().__init__(nn.Linear(frequency_dim, 4 * frequency_dim), nn.SiLU(), nn.Linear(4 * frequency_dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Times (B,) -> features (B, dim), in the dtype of the weights."""
         return super().forward(sinusoids(t, self[0].in_features).to(self[0].weight.dtype))

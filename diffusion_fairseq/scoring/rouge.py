@@ -10,6 +10,8 @@ from diffusion_fairseq.metrics import overlap
 
 @dataclass
 class RougeScorerConfig(FairseqDataclass):
+    """Options of --scoring rouge."""
+
     rouge_types: str = field(
         default=",".join(overlap.DEFAULT_ROUGE_TYPES),
         metadata={"help": "comma-separated ROUGE types to report: rouge1 to rouge9, rougeL, rougeLsum"},
@@ -37,6 +39,7 @@ class RougeScorer(BaseScorer):
         return self._scores(["rougeL"])["rougeL"]
 
     def result_string(self) -> str:
+        """The line that fairseq-generate ends with: every type's score, sentences and settings."""
         scores = ", ".join(f"{name} = {score:.2f}" for name, score in self._scores(self.types).items())
         settings = overlap.rouge_signature(use_stemmer=not self.cfg.rouge_no_stemmer)
         return f"{scores} ({len(self.pred)} sentences, {settings})"

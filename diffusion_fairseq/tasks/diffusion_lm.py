@@ -10,6 +10,7 @@ from omegaconf import II
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.prompt_dataset import PromptDataset, lengthened
+from diffusion_fairseq.data.typed_lines import warn_of_unknown_words, without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
@@ -134,6 +135,8 @@ class DiffusionLMTask(MonolingualTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> PromptDataset:
         """Typed lines as prompts, for fairseq-interactive: those without a mask token are continued."""
         cfg = self.cfg
+        warn_of_unknown_words(src_tokens, self.src_dict)
+        src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
         length = cfg.prompt_length or cfg.tokens_per_sample
         prompts = [tokens if (tokens == self.mask).any() else
                    lengthened(tokens[:-1], length, self.mask, self.src_dict.eos() if self.ends else None)

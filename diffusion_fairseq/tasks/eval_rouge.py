@@ -68,6 +68,7 @@ class EvalRouge:
         return found
 
     def text(self, tokens: torch.Tensor) -> str:
+        """Words of tokens (L,), subwords joined as --eval-rouge-remove-bpe says."""
         return self.dictionary.string(tokens.int().cpu(), self.cfg.eval_rouge_remove_bpe)
 
 

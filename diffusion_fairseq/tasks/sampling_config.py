@@ -1,5 +1,6 @@
 """Options of generation: given at generation, never saved with the weights."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -139,11 +140,11 @@ def check_sampling(cfg: SamplingConfig) -> None:
                 "--classifier-scale": (cfg.classifier_scale, 0), "--classifier-steps": (cfg.classifier_steps, 1),
                 "--classifier-fluency": (cfg.classifier_fluency, 0)}
     for option, (value, least) in at_least.items():
-        if value is not None and not value >= least:
+        if value is not None and not least <= value < math.inf:
             raise UserError(f"{option} must be at least {least}, got {value}")
     for option, value in (("--initial-noise-scale", cfg.initial_noise_scale),
                           ("--score-temperature", cfg.score_temperature)):
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{option} must be above 0, got {value}")
     if cfg.stride_as_published and (cfg.solver, cfg.sampling_grid) != ("ddpm", "uniform"):
         raise UserError("--stride-as-published is a way of taking ddpm steps on the uniform grid: leave --solver and "

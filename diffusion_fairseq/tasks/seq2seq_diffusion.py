@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
 from fairseq import utils
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary, LanguagePairDataset, data_utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask, load_langpair_dataset
-from omegaconf import II, OmegaConf
+from omegaconf import II, MissingMandatoryValue, OmegaConf
 from sacrebleu.metrics import BLEU
 
+from diffusion_fairseq.criterions.base import DiffusionCriterion
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.filler import is_filler
+from diffusion_fairseq.data.typed_lines import warn_of_unknown_words
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.models.base import DiffusionModel
@@ -35,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 # Share of a dictionary's words that may be missing from a sentencepiece model: rare characters outside its alphabet.
 UNKNOWN_PIECES = 0.1
+# Options of fairseq's generation from left to right, which would change nothing here.
+UNSERVED = ("sampling", "score_reference", "prefix_size", "constraints", "print_alignment", "replace_unk", "lm_path",
+            "no_repeat_ngram_size", "diverse_beam_groups", "match_source_len")
 # What validation with --eval-bleu sums over batches and workers.
 BLEU_COUNTS = [f"_bleu_counts_{n}" for n in range(EVAL_BLEU_ORDER)]
 BLEU_TOTALS = [f"_bleu_totals_{n}" for n in range(EVAL_BLEU_ORDER)]
@@ -78,6 +84,8 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
     prompts = False
     # Whether a text ends at its end of sentence, as against blocks of running text.
     ends = True
+    # Whether losses are computed, for which there must be targets.
+    scores = False
 
     @classmethod
     def check_options(cls, cfg: Seq2SeqDiffusionConfig) -> str:
@@ -125,10 +133,10 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         if not os.path.isfile(filename):
             raise UserError(f"no dictionary {filename}: run fairseq-preprocess, or copy the dictionary the model was "
                             "trained with to that place")
-        try:
-            return super().load_dictionary(filename)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{filename} is no fairseq dictionary ('word count' lines): {error}") from error
+        dictionary = super().load_dictionary(filename)
+        if len(dictionary) == dictionary.nspecial:
+            raise UserError(f"{filename} holds no word: binarise the text again with fairseq-preprocess")
+        return dictionary
 
     def data_folder(self, split: str, epoch: int) -> str:
         """Where a split lies: training takes the folders of `data` in turn, epoch by epoch."""
@@ -149,6 +157,13 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         except FileNotFoundError as error:
             raise UserError(f"{path} holds no {split}.{cfg.source_lang}-{cfg.target_lang}: binarise that split with "
                             f"fairseq-preprocess, or choose another one ({error})") from error
+        except AssertionError as error:
+            # All that the host checks there.
+            raise UserError(f"{os.path.join(path, split)}.{cfg.source_lang}-{cfg.target_lang}: not as many sources as "
+                            "targets; binarise both again, from two files of as many lines") from error
+        if pairs.tgt is None and self.scores:
+            raise UserError(f"{path} holds no targets for {split} ({split}.{cfg.source_lang}-{cfg.target_lang}."
+                            f"{cfg.target_lang}.idx), without which there is no loss: binarise both sides")
         self.datasets[split] = self._cut(pairs, split, num_buckets=cfg.num_batch_buckets, shuffle=split != "test")
 
     def _cut(self, pairs: LanguagePairDataset, name: str, **options) -> LanguagePairDataset:
@@ -201,6 +216,7 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> LanguagePairDataset:
         """Sources alone, cut, for fairseq-interactive."""
+        warn_of_unknown_words(src_tokens, self.src_dict)
         pairs = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
         return self._cut(pairs, "input", shuffle=False)
 
@@ -227,6 +243,19 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         self.cfg.max_target_positions = min(self.cfg.max_target_positions, longest_target)
         return model
 
+    def build_criterion(self, cfg, *args, **kwargs) -> DiffusionCriterion:
+        """As fairseq's.
+
+        Raises:
+            UserError: cfg names a criterion of other models.
+        """
+        criterion = super().build_criterion(cfg, *args, **kwargs)
+        if not isinstance(criterion, DiffusionCriterion):
+            known = sorted(name for name, other in CRITERION_REGISTRY.items() if issubclass(other, DiffusionCriterion))
+            raise UserError(f"--criterion {cfg._name} is not of diffusion models: choose one of {', '.join(known)}")
+        self.scores = True
+        return criterion
+
     def build_generator(self, models, args, **unused) -> DiffusionGenerator:
         """The generator of one model; args are fairseq's generation options.
 
@@ -237,7 +266,11 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             raise UserError("--path names several models: every diffusion model has its own latent space, so they "
                             "cannot be averaged; give one")
         given = vars(args) if isinstance(args, Namespace) else args
-        options = OmegaConf.merge(OmegaConf.structured(GenerationConfig), given)
+        stock = OmegaConf.structured(GenerationConfig)
+        options = OmegaConf.merge(stock, given)
+        unserved = [f"--{name.replace('_', '-')}" for name in UNSERVED if options[name] != stock[name]]
+        if unserved:
+            raise UserError(f"{', '.join(unserved)}: not served by diffusion generation; leave it out")
         generator = DiffusionGenerator(
             models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
             max_len_b=options.max_len_b, retain_history=options.retain_iter_history, ends=self.ends,
@@ -257,6 +290,9 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             bpe = super().build_bpe(args)
         except OSError as error:
             raise UserError(f"--bpe: {error}") from error
+        except MissingMandatoryValue as error:
+            raise UserError(f"--bpe {args._name} needs --{error.key.replace('_', '-')}: the file the data was made "
+                            "with") from error
         if hasattr(bpe, "sp"):
             words = [word for word in self.src_dict.symbols[self.src_dict.nspecial:] if not is_filler(word)]
             missing = sum(bpe.sp.PieceToId(word) == bpe.sp.unk_id() for word in words)

@@ -103,6 +103,7 @@ UTILITIES: Dict[str, Callable[[Sequence[str]], np.ndarray]] = {
 
 
 def rouge_words(text: str) -> List[str]:
+    """The words that ROUGE counts: runs of letters and digits, in lower case."""
     return _ROUGE_WORD.findall(text.lower())
 
 

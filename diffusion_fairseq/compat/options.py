@@ -1,0 +1,183 @@
+"""Options that the host lets through, or answers with its whole usage or a traceback: one line that names them."""
+
+import argparse
+import ast
+import difflib
+import os
+import re
+import sys
+from typing import Any, Dict, List, NoReturn, Optional
+
+from fairseq import options
+from fairseq.data import data_utils
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+from diffusion_fairseq.compat.patching import replace
+from diffusion_fairseq.errors import UserError
+
+# Name -> the least that makes sense; None in the namespace stands for a default.
+LEAST = {"batch_size": 1, "batch_size_valid": 1, "max_tokens": 1, "max_tokens_valid": 1, "num_workers": 0, "nbest": 1,
+         "beam": 1, "num_shards": 1, "seed": 0, "max_len_a": 0, "max_len_b": 0, "clip_norm": 0, "warmup_updates": 0,
+         "distributed_world_size": 1, "workers": 1, "log_interval": 1, "save_interval": 1, "validate_interval": 1}
+LARGEST_SEED = 2**32 - 1  # numpy's
+DICTIONARIES = ("model_overrides", "optimizer_overrides")
+OPTION = re.compile(r"--[\w-]+")
+HELP = {"-h", "--help"}
+MORE_HELP = ("Options of a task, an architecture and a criterion are shown with them: --task seq2seq_diffusion --arch "
+             "genie_base --criterion diffusion_vlb --help")
+
+
+def report_bad_options() -> None:
+    """End misspelt options, and numbers that no command can serve, in one line before anything is read or written.
+
+    Both hosts: they print the usage of all their options, some hundred lines; numbers out of range pass, or end in a
+    traceback when they are used.
+    """
+    stock = options.parse_args_and_arch
+
+    def parse_args_and_arch(parser, *args, **kwargs):
+        parser.error = lambda message: complain(parser, message)
+        try:
+            parsed = stock(parser, *args, **kwargs)
+        except RuntimeError as error:
+            # All that the host says where --arch is missing.
+            if str(error):
+                raise
+            raise UserError("--arch is needed: the model to train, as genie_base") from None
+        check(vars(parsed[0] if isinstance(parsed, tuple) else parsed))
+        return parsed
+
+    replace(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def show_all_options() -> None:
+    """Let --help show the options of the task, the architecture and the criterion that are named beside it.
+
+    Both hosts: they answer it before they know these options.
+    """
+    stock = options.parse_args_and_arch
+
+    def parse_args_and_arch(parser, input_args=None, *args, modify_parser=None, **kwargs):
+        words = sys.argv[1:] if input_args is None else input_args
+        if HELP.isdisjoint(words):
+            return stock(parser, input_args, *args, modify_parser=modify_parser, **kwargs)
+        passes = iter((False, True))
+
+        def show(parser):
+            if modify_parser is not None:
+                modify_parser(parser)
+            # The host calls this first before it adds those options, then after it.
+            if next(passes):
+                print_help(parser)
+
+        try:
+            return stock(parser, [word for word in words if word not in HELP], *args, modify_parser=show, **kwargs)
+        except UserError:
+            print_help(parser)  # --arch is not there, or unknown
+
+    replace(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def print_help(parser: argparse.ArgumentParser) -> NoReturn:
+    """Print the help and end the process."""
+    parser.epilog = MORE_HELP
+    parser.print_help()
+    parser.exit()
+
+
+def complain(parser: argparse.ArgumentParser, message: str) -> None:
+    """End the process with an error in parsing, and what may have been meant."""
+    unknown = OPTION.search(message) if message.startswith("unrecognized arguments") else None
+    owners = tasks_with(unknown[0]) if unknown else []
+    meant = misspelt(parser, message)
+    if owners:
+        message += f": an option of --task {', '.join(owners)}"
+    elif meant:
+        # Hundreds of names help less than the one that is meant.
+        message = re.sub(r" \(choose from .*\)$", "", message) + f": did you mean {meant}?"
+    sys.stderr.write(f"{parser.prog}: error: {message}\n")
+    sys.exit(2)
+
+
+def tasks_with(option: str) -> List[str]:
+    """The tasks that have an option."""
+    name = option.removeprefix("--").replace("-", "_")
+    return sorted(task for task, made in TASK_DATACLASS_REGISTRY.items() if name in made.__dataclass_fields__)
+
+
+def misspelt(parser: argparse.ArgumentParser, message: str) -> Optional[str]:
+    """The option, or the choice of one, that is most like what a message of argparse complains about."""
+    chosen = re.search(r"^argument (--[\w-]+).*: invalid choice: '(.*?)' \(", message)
+    if chosen:
+        action = parser._option_string_actions[chosen[1]]
+        word, known = chosen[2], [str(choice) for choice in action.choices]
+    elif message.startswith("unrecognized arguments"):
+        found = OPTION.search(message)
+        word, known = found[0] if found else "", list(parser._option_string_actions)
+    else:
+        return None
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
+
+
+def check(given: Dict[str, Any]) -> None:
+    """Refuse what no command can serve.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, least in LEAST.items():
+        value = given.get(name)
+        if value is not None and not value >= least:
+            raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+    if (given.get("seed") or 0) > LARGEST_SEED:
+        raise UserError(f"--seed must be at most {LARGEST_SEED}, got {given['seed']}")
+    for name in DICTIONARIES:
+        if not is_dictionary(given.get(name) or "{}"):
+            raise UserError(f"{flag(name)} is no dictionary such as \"{{'dropout': 0.1}}\": {given[name]!r}")
+    if "path" in given and given["path"] is None:
+        raise UserError("--path is needed: the checkpoint to take")
+    if given.get("sampling") and given["nbest"] != given["beam"]:
+        raise UserError("--sampling needs an --nbest as large as --beam")
+    if given.get("replace_unk") is not None and given["dataset_impl"] != "raw" and "buffer_size" not in given:
+        raise UserError("--replace-unk needs --dataset-impl raw: leave it out")
+    if "buffer_size" in given and (given["batch_size"] or 0) > max(given["buffer_size"], 1):
+        raise UserError(f"--batch-size {given['batch_size']} exceeds --buffer-size {given['buffer_size']}: give a "
+                        "larger buffer, or smaller batches")
+    if given.get("results_path") is not None:
+        check_folder("--results-path", given["results_path"])
+    if given.get("log_file") is not None:
+        check_folder("--log-file", os.path.dirname(given["log_file"]) or ".")
+    if given.get("post_process") is not None:
+        try:
+            data_utils.post_process("", given["post_process"])
+        except NotImplementedError:
+            raise UserError(f"--post-process {given['post_process']!r} is unknown: choose sentencepiece, wordpiece, "
+                            "subword_nmt, letter or none") from None
+
+
+def flag(name: str) -> str:
+    """A field's name as its option on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def is_dictionary(text: str) -> bool:
+    """Whether a text is a dict as Python writes it."""
+    try:
+        return isinstance(ast.literal_eval(text), dict)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
+def check_folder(option: str, folder: str) -> None:
+    """Refuse a folder that cannot be written to or made; nothing is made.
+
+    Raises:
+        UserError: naming the option and the folder.
+    """
+    place = os.path.abspath(folder)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"{option} {folder}: {place} is no folder; name another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {place} cannot be written to; name another one")

@@ -1,0 +1,36 @@
+"""What is typed for fairseq-interactive, as tokens."""
+
+import logging
+from typing import Sequence
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SPACE = "\u2581"  # sentencepiece's
+
+
+def mostly_unknown(lines: Sequence[Tensor], unknown: int) -> bool:
+    """Whether more than half of the tokens of some lines are the unknown one."""
+    return sum(int((line == unknown).sum()) for line in lines) * 2 > sum(map(len, lines))
+
+
+def warn_of_unknown_words(lines: Sequence[Tensor], dictionary: Dictionary) -> None:
+    """Say so where typed lines have almost no word of the dictionary: they were not split into its subwords."""
+    if mostly_unknown(lines, dictionary.unk()):
+        logger.warning("most words are not in the dictionary: is it one of subwords? then give --bpe sentencepiece "
+                       "--sentencepiece-model FILE")
+
+
+def without_lone_spaces(tokens: Tensor, dictionary: Dictionary, mask: int) -> Tensor:
+    """Tokens (n,) without the spaces that stand before mask tokens: "a <mask> b" has one gap, and nothing given in it.
+
+    A subword has its space within it; alone it would be kept as a token of its own.
+    """
+    space = dictionary.index(SPACE)
+    if space == dictionary.unk():
+        return tokens
+    before_mask = torch.cat([tokens[1:] == mask, torch.zeros(1, dtype=torch.bool, device=tokens.device)])
+    return tokens[~((tokens == space) & before_mask)]

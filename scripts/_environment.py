@@ -1,0 +1,19 @@
+"""The environment that a script needs: imported before all that may be missing, it says so in one line."""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  what pip refuses, python starts
+    sys.exit("error: this is Python {}.{}, and 3.10 is the oldest that will do: activate the environment that "
+             "scripts/setup.sh makes".format(*sys.version_info))
+_shown_before = sys.excepthook
+
+
+def _hook(kind, error, trace) -> None:
+    if issubclass(kind, ModuleNotFoundError):
+        sys.stderr.write(f"error: this Python ({sys.executable}) has no {error.name}: activate the environment that "
+                         "scripts/setup.sh makes, or install it with pip\n")
+    else:
+        _shown_before(kind, error, trace)
+
+
+sys.excepthook = _hook

@@ -1,0 +1,48 @@
+"""The models that ship: plain data, small, and as good as their cards say."""
+
+import re
+
+import pytest
+import torch
+from helpers import REPOSITORY
+from test_cli import run_module
+from test_study import run_script
+
+MODELS = sorted(path.parent for path in REPOSITORY.glob("examples/*/model/model.pt"))
+KJVWEB = REPOSITORY / "examples/kjvweb/model"
+PATH_OF_A_MACHINE = re.compile(rb"/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/")
+OPTIONS = ["--task", "seq2seq_diffusion", "--path", KJVWEB / "model.pt", "--bpe", "sentencepiece",
+           "--sentencepiece-model", KJVWEB / "sentencepiece.model", "--clamping", "--cpu"]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.parent.name)
+def test_a_shipped_model_is_small_plain_data_with_a_card(model):
+    state = torch.load(model / "model.pt", weights_only=True)
+    assert {"cfg", "model"} <= state.keys() and not state.get("last_optimizer_state")
+    card = (model / "README.md").read_text()
+    assert all(part in card for part in ("## Scores", "copy of the source", "Command:", "Limits:"))
+    for file in model.iterdir():
+        assert file.stat().st_size < 60e6 and not PATH_OF_A_MACHINE.search(file.read_bytes()), file.name
+
+
+@pytest.mark.slow
+def test_it_answers_what_is_typed():
+    done = run_module("interactive", KJVWEB, "--source-lang", "src", "--target-lang", "tgt", *OPTIONS,
+                      "--diffusion-steps", "50", "--candidates", "10", stdin="He said unto her, Go thy way.\n")
+    said = re.search(r"^D-0\t\S+\t(.+)$", done.stdout, re.M)[1]
+    assert len(said.split()) >= 4 and "He" in said
+
+
+@pytest.mark.slow
+def test_it_scores_what_its_card_says(tmp_path):
+    run_script("prepare_kjvweb.py", "--max-words", "14", "--out", tmp_path / "text")
+    run_script("binarise.py", tmp_path, "--sentencepiece-model", KJVWEB / "sentencepiece.model",
+               "--dictionary", KJVWEB / "dict.src.txt", "--workers", "1")
+    done = run_module("generate", tmp_path / "data-bin", *OPTIONS, "--diffusion-steps", "20", "--batch-size", "128")
+    (tmp_path / "generated.txt").write_text(done.stdout)
+    table = run_script("evaluate.py", tmp_path / "generated.txt", "--references", tmp_path / "text" / "test.tgt").stdout
+    measured = next(line for line in table.splitlines() if line.startswith("model "))
+    card = next(line for line in (KJVWEB / "README.md").read_text().splitlines() if line.startswith("| 20 steps"))
+    rouge = [float(value) for value in measured.split()[1:4]], [float(value) for value in card.split("|")[2:5]]
+    # Another processor may round otherwise, and a token of a text may turn.
+    assert rouge[0] == pytest.approx(rouge[1], abs=0.5)
