@@ -51,6 +51,8 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         refuse_long(", ".join(args.generated), texts)
     refuse_long(args.references or ", ".join(args.generated), references)
     warn_of_unknown_words(references)
+    if args.references and model.references:
+        warn_of_other_references(args.references, references, model.references)
     systems = {name: read_system(path, model, not args.references) for name, path in args.system}
     if len(systems) < len(args.system):
         raise UserError("two --system options have the same name")
@@ -78,6 +80,20 @@ def refuse_long(files: str, texts: list[str]) -> None:
         if len(text) > LONGEST:
             raise UserError(f"{files}: sentence {number} has {len(text):,} characters, and at most {LONGEST:,} can be "
                             "compared: split it, in the references, too")
+
+
+def warn_of_other_references(path: str, given: Sequence[str], printed: Sequence[str]) -> None:
+    """Say so where most lines of --references are not the generated file's T- lines, whatever their subwords."""
+    pairs = list(zip(map(letters, given), map(letters, printed)))
+    differing = sum(one != other and "<unk>" not in other for one, other in pairs)
+    if 2 * differing > len(pairs):
+        print(f"warning: {path}: {differing} of {len(pairs)} lines are not the T- lines of what was generated: is it "
+              "of the same split?", file=sys.stderr)
+
+
+def letters(text: str) -> str:
+    """A text without spaces, sentencepiece's among them."""
+    return "".join(text.replace("\u2581", " ").split())
 
 
 def warn_of_unknown_words(references: list[str]) -> None:

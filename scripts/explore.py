@@ -136,7 +136,7 @@ def main() -> None:
     found = explore(task, model, texts, sampling, arguments)
     arguments.output.write_text(page(TEMPLATE, found), encoding="utf-8")
     print(f"{arguments.output}: {len(found['sentences'])} sentences, {arguments.candidates} candidates, "
-          f"{len(found['times'])} steps, {arguments.output.stat().st_size / 1e6:.1f} MB")
+          f"{len(found['times'])} steps, {arguments.output.stat().st_size / 1e3:,.0f} kB")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ NEEDED = ("title", "said", "paper", "commands", "commit", "date", "machine", "ta
 PACKAGES = ("torch", "ve-fairseq", "fairseq")
 PATH_OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/\S*")
 CODE = ("diffusion_fairseq", "scripts", "examples", "setup.py")
-PLOT_BYTES = 150_000
+PLOT_BYTES = 500_000
 HEAD = """\
 # Measured results
 

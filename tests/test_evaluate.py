@@ -290,6 +290,14 @@ def test_untouched_texts_replace_those_of_the_output(tmp_path, generated):
     assert overlap.rouge(REFERENCES, SOURCES).items() <= systems["copy of the source"].items()
 
 
+def test_references_of_another_split_are_warned_of(tmp_path, generated, capsys):
+    same = write(tmp_path / "same", [text.replace(" ", "\u2581") for text in REFERENCES])
+    json_of(tmp_path, generated, "--references", same)
+    assert "same split" not in capsys.readouterr().err
+    json_of(tmp_path, generated, "--references", write(tmp_path / "other", ["other words"] * len(REFERENCES)))
+    assert "3 of 3 lines are not the T- lines" in capsys.readouterr().err
+
+
 def test_output_without_targets_needs_references(tmp_path):
     path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, kinds="SHD")])
     with pytest.raises(UserError, match="no T- lines; give --references"):
