@@ -35,11 +35,8 @@ def force_weights_only() -> None:
 def safe_globals() -> None:
     """Allow what the host's own checkpoints hold beyond tensors and plain values.
 
-    torch >= 2.4 (older ones know no allow-list): argparse.Namespace for stock architectures, and numpy's
-    arrays for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
+    Any torch: argparse.Namespace for stock architectures, and numpy's arrays for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
     """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return
     rebuild = np.empty(0).__reduce__()[0]
     allowed = [argparse.Namespace, rebuild, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
     # How an array's bytes are written; torch allows it by default since 2.5.
@@ -65,11 +62,8 @@ def refusal(path: str, error: pickle.UnpicklingError) -> UserError:
             f"checkpoint {path} refused: it is damaged or no checkpoint ({detail});"
             " use a file that training wrote"
         )
-    name = found[1]
-    if name == "argparse.Namespace":
-        return UserError(f"checkpoint {path} refused: it holds {name}: it takes torch >= 2.4 to load it")
     return UserError(
-        f"checkpoint {path} refused: it holds {name}; a checkpoint is data, never code;"
+        f"checkpoint {path} refused: it holds {found[1]}; a checkpoint is data, never code;"
         " use a file with tensors and plain values only"
     )
 
