@@ -95,7 +95,7 @@ def test_a_table_of_elsewhere_is_what_the_last_command_prints(folder, tmp_path_f
     ([*WORDS, "--said", "Made in /home/me/study."], "'/home/me/study.' is a path"),
     ([*WORDS, "--commit", "main"], "'main' is no commit"),
     ([*WORDS, "--date", "yesterday"], "yesterday"),
-    ([*WORDS, "--plot", "large.png"], "150001 bytes"),
+    ([*WORDS, "--plot", "large.png"], "500001 bytes"),
 ])
 def test_a_record_that_others_could_not_use_is_refused(folder, monkeypatch, words, said):
     monkeypatch.chdir(folder)
