@@ -127,7 +127,8 @@ def check(given: Dict[str, Any]) -> None:
     """
     for name, least in LEAST.items():
         value = given.get(name)
-        if value is not None and not value >= least:
+        # A default may be a reference to another option.
+        if isinstance(value, (int, float)) and not value >= least:
             raise UserError(f"{flag(name)} must be at least {least}, got {value}")
     if (given.get("seed") or 0) > LARGEST_SEED:
         raise UserError(f"--seed must be at most {LARGEST_SEED}, got {given['seed']}")
