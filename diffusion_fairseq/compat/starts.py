@@ -51,10 +51,11 @@ def check_training(cfg: FairseqConfig) -> None:
         raise UserError("--optimizer is needed, such as adam")
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         raise UserError("--batch-size or --max-tokens is needed: how much an update takes")
-    for name in ("lr", "update_freq"):
+    # A rate of 0 leaves the weights as they are, which is of use in tests.
+    for name, least in (("lr", 0), ("update_freq", 1)):
         values = cfg.optimization[name]
-        if not all(value > 0 for value in values):
-            raise UserError(f"{flag(name)} must be above 0, got {','.join(f'{value:g}' for value in values)}")
+        if not all(value >= least for value in values):
+            raise UserError(f"{flag(name)} must be at least {least}, got {','.join(f'{value:g}' for value in values)}")
     if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
         raise UserError("--fp16 needs a GPU: take --bf16, or leave it out")
 
