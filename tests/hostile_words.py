@@ -60,6 +60,7 @@ OPTIONS = {
         "--task translation": "pass --task seq2seq_diffusion",
         "--lr x": "--lr: invalid .*'x'",
         "--lr -1": "--lr must be at least 0, got -1",
+        "--batch-size-valid 0": "--batch-size-valid must be at least 1, got 0",
         "--update-freq 0": "--update-freq must be at least 1, got 0",
         "--clip-norm -1": "--clip-norm must be at least 0, got -1",
         "--warmup-updates -5 --lr-scheduler inverse_sqrt": "--warmup-updates must be at least 0, got -5",

@@ -35,7 +35,8 @@ def force_weights_only() -> None:
 def safe_globals() -> None:
     """Allow what the host's own checkpoints hold beyond tensors and plain values.
 
-    Any torch: argparse.Namespace for stock architectures, and numpy's arrays for runs with --eval-bleu. https://github.com/facebookresearch/fairseq/issues/5610
+    Any torch: argparse.Namespace for stock architectures, and numpy's arrays for runs with --eval-bleu.
+    https://github.com/facebookresearch/fairseq/issues/5610
     """
     rebuild = np.empty(0).__reduce__()[0]
     allowed = [argparse.Namespace, rebuild, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]

@@ -126,10 +126,9 @@ def check(given: Dict[str, Any]) -> None:
         UserError: naming the option.
     """
     for name, least in LEAST.items():
-        value = given.get(name)
-        # A default may be a reference to another option.
-        if isinstance(value, (int, float)) and not value >= least:
-            raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+        value = number(given.get(name))
+        if value is not None and not value >= least:
+            raise UserError(f"{flag(name)} must be at least {least}, got {given[name]}")
     if (given.get("seed") or 0) > LARGEST_SEED:
         raise UserError(f"--seed must be at most {LARGEST_SEED}, got {given['seed']}")
     for name in DICTIONARIES:
@@ -154,6 +153,15 @@ def check(given: Dict[str, Any]) -> None:
         except NotImplementedError:
             raise UserError(f"--post-process {given['post_process']!r} is unknown: choose sentencepiece, wordpiece, "
                             "subword_nmt, letter or none") from None
+
+
+def number(value: Any) -> Optional[float]:
+    """An option's value, which the parser leaves as text where the default refers to another option; None for that
+    reference, and where there is none."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
 
 
 def flag(name: str) -> str:
