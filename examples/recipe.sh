@@ -21,6 +21,16 @@ prepare() { # folder of the distributor's files, options of binarise.py
     python "$root/scripts/binarise.py" "$work" "$@"
 }
 
+prepare_descriptions() { # [folder of Debian's indexes], options of binarise.py
+    local indexes=()
+    if [[ ${1:-} && $1 != -* ]]; then
+        indexes=(--indexes "$1")
+        shift
+    fi
+    python "$root/scripts/prepare_$set_name.py" --out "$work/text" ${indexes[@]+"${indexes[@]}"}
+    python "$root/scripts/binarise.py" "$work" --vocabulary 8000 "$@"
+}
+
 train() { # options of fairseq-train
     fairseq-train "$work/data-bin" "${task[@]}" "${architecture[@]}" --criterion diffusion_vlb \
         --optimizer adam --lr 5e-5 --lr-scheduler polynomial_decay --warmup-updates 7200 --total-num-update 120000 \

@@ -29,10 +29,11 @@ def test_genie_base_has_the_published_size():
     assert 66e6 < encoder < 67e6 and 76e6 < total - encoder < 77.5e6
 
 
-@pytest.mark.parametrize("self_conditioning", [False, True])
-@pytest.mark.parametrize("parameterization", ["x0", "noise"])
-def test_gradients_reach_every_parameter(self_conditioning, parameterization):
-    model = make_genie(DICTIONARY, self_conditioning=self_conditioning, parameterization=parameterization)
+@pytest.mark.parametrize("options", [
+    {"self_conditioning": False}, {}, {"parameterization": "noise"}, {"copy_source": True},
+], ids=str)
+def test_gradients_reach_every_parameter(options):
+    model = make_genie(DICTIONARY, **options)
     sample = make_sample(DICTIONARY, [5, 9])
     parts = model(sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0, 900]))
     sum(x.square().sum() for x in (parts.prediction, parts.rounding_nll, parts.length_logits)).backward()
@@ -41,8 +42,9 @@ def test_gradients_reach_every_parameter(self_conditioning, parameterization):
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_source_padding_changes_nothing(left):
-    model = make_genie(DICTIONARY)
+@pytest.mark.parametrize("copy_source", [False, True])
+def test_source_padding_changes_nothing(left, copy_source):
+    model = make_genie(DICTIONARY, copy_source=copy_source)
     tokens = make_sample(DICTIONARY, [6, 6, 6])["net_input"]["src_tokens"]
     padding = torch.full((3, 4), PAD)
     padded = torch.cat([padding, tokens] if left else [tokens, padding], dim=1)
@@ -62,8 +64,9 @@ def test_attend_source_padding_is_the_published_leak():
     assert (one - other).abs().max() > 1e-4
 
 
-def test_target_padding_changes_nothing():
-    model = make_genie(DICTIONARY)
+@pytest.mark.parametrize("copy_source", [False, True])
+def test_target_padding_changes_nothing(copy_source):
+    model = make_genie(DICTIONARY, copy_source=copy_source)
     memory = model.memory(model.encode(make_sample(DICTIONARY, [6, 4, 5])["net_input"]["src_tokens"]))
     x, t = inputs(model)
     mask = torch.ones(3, 8, dtype=torch.bool)
@@ -74,8 +77,9 @@ def test_target_padding_changes_nothing():
                                    rtol=1e-5, atol=1e-5)
 
 
-def test_candidates_share_the_memory_of_their_source():
-    model = make_genie(DICTIONARY)
+@pytest.mark.parametrize("copy_source", [False, True])
+def test_candidates_share_the_memory_of_their_source(copy_source):
+    model = make_genie(DICTIONARY, copy_source=copy_source)
     tokens = make_sample(DICTIONARY, [6, 4])["net_input"]["src_tokens"]
     x, t = torch.randn(6, 5, model.embedding.embedding_dim), torch.tensor(100)
     folded = model.denoise(x, t, model.memory(model.encode(tokens)))
@@ -83,8 +87,9 @@ def test_candidates_share_the_memory_of_their_source():
     torch.testing.assert_close(folded, copied, rtol=1e-5, atol=1e-5)
 
 
-def test_memory_of_some_sources():
-    model = make_genie(DICTIONARY)
+@pytest.mark.parametrize("copy_source", [False, True])
+def test_memory_of_some_sources(copy_source):
+    model = make_genie(DICTIONARY, copy_source=copy_source)
     tokens = make_sample(DICTIONARY, [6, 4, 5])["net_input"]["src_tokens"]
     x, t = inputs(model)
     memory, rows = model.memory(model.encode(tokens)), torch.tensor([2, 0])
@@ -133,6 +138,7 @@ def test_target_padding_never_leaks_into_the_training_pass():
     ({"parameterization": "v"}, "--parameterization.*x0, noise"),
     ({"length_model": "guess"}, "--length-model.*fixed"),
     ({"attention_heads": 5}, "--attention-heads 5"),
+    ({"copy_source": True, "parameterization": "noise"}, "--copy-source.*--parameterization x0"),
 ])
 def test_bad_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as error:
@@ -177,10 +183,14 @@ def test_shared_embeddings():
     tokens = make_sample(DICTIONARY, [6])["net_input"]["src_tokens"]
     model.encode(tokens).hidden.square().sum().backward()
     assert model.embedding.weight.grad[tokens[0]].abs().sum() > 0
+
+
+@pytest.mark.parametrize("option", ["share_embeddings", "copy_source"])
+def test_what_needs_one_dictionary_for_both_sides(option):
     task = make_task(DICTIONARY)
     task.source_dictionary = make_dictionary(7)
-    cfg = OmegaConf.structured(GenieConfig(share_embeddings=True, max_source_positions=9, max_target_positions=9))
-    with pytest.raises(UserError, match="--joined-dictionary"):
+    cfg = OmegaConf.structured(GenieConfig(**{option: True}, max_source_positions=9, max_target_positions=9))
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')}.*--joined-dictionary"):
         GenieModel.build_model(cfg, task)
 
 

@@ -42,7 +42,8 @@ OPTIONS = {
         "adaptive_schedule_updates", "adaptive_schedule_start", "parameterization",
         "self_conditioning", "length_model", "length_margin", "dropout", "max_source_positions",
         "max_target_positions", "model_dim", "ffn_dim", "attention_heads", "encoder_layers", "denoiser_layers",
-        "time_dim", "encoder_normalize_before", "share_embeddings", "attend_source_padding", "condition_dropout",
+        "time_dim", "encoder_normalize_before", "share_embeddings", "copy_source", "attend_source_padding",
+        "condition_dropout",
     },
     SamplingConfig: {
         "diffusion_steps", "solver", "sampling_grid", "exit_patience", "exit_entropy", "stride_as_published",

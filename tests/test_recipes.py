@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -93,6 +94,19 @@ def test_the_translation_recipe_runs_from_indexes_to_scores(tmp_path, dictionari
     assert done.returncode == 0, done.stderr[-2000:]
     done = recipe("baselines", "generate", work, "transformer", work, "--cpu", "--max-len-b", 10)
     assert done.returncode == 0 and "\ntransformer " in done.stdout, done.stderr[-2000:]
+
+
+def test_the_debsum_recipe_trains_a_model_that_copies(tmp_path, verses):
+    work = tmp_path / "work"
+    stand_in(work / "text", [(f"{split}.src", f"{split}.tgt") for split in ("train", "valid", "test")], verses)
+    binarise = [sys.executable, REPOSITORY / "scripts/binarise.py", work, "--vocabulary", "500", "--workers", "1"]
+    subprocess.run(binarise, check=True, capture_output=True)
+    for script, *arguments in (("train", "--arch", "genie_tiny", "--max-update", 2, "--max-tokens", 500, "--cpu"),
+                               ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2)):
+        done = recipe("debsum", script, work, *arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert torch.load(work / "averaged.pt", weights_only=True)["cfg"]["model"]["copy_source"]
+    assert "copy of the source" in done.stdout and (work / "scores.json").exists()
 
 
 def test_the_pre_training_recipe_runs_from_text_to_averaged_weights(tmp_path, verses):

@@ -47,12 +47,14 @@ class Memory(NamedTuple):
 
 class Encoded(NamedTuple):
     """The encoded source: hidden (n, C) at its packed positions, and mask (B, S) bool, True where a token counts; its
-    memory where encoding makes that, too."""
+    memory where encoding makes that, too; embedded (n, D), its tokens in the target's embedding, where they are copied.
+    """
 
     hidden: Tensor
     mask: Tensor
     packing: Packing
     memory: Optional[Memory] = None
+    embedded: Optional[Tensor] = None
 
     def begins(self, rows: int) -> Tensor:
         """Where the text begins in each of the rows (rows,) that are denoised."""

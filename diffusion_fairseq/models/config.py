@@ -146,6 +146,12 @@ class GenieConfig(TransformerConfig):
         metadata={"help": "make the encoder's token vectors a projection of the target's embeddings: words that "
                           "source and target share are learned once. Needs a joined dictionary"},
     )
+    copy_source: bool = field(
+        default=False,
+        metadata={"help": "let the estimate of x0 move to the embedding of a source token, as far as a learned gate "
+                          "says: names and rare words are copied. Not in the published model. Needs a joined "
+                          "dictionary"},
+    )
     attend_source_padding: bool = field(
         default=False,
         metadata={"help": "let the denoiser attend to source padding, as the published code does: the text then "

@@ -12,6 +12,7 @@ from diffusion_fairseq.models.condition import Encoded, Memory
 from diffusion_fairseq.models.config import GenieConfig, check_sizes
 from diffusion_fairseq.models.presets import GENIE
 from diffusion_fairseq.models.registration import register
+from diffusion_fairseq.modules.copying import CopyHead
 from diffusion_fairseq.modules.layers import BERT_LAYER_NORM_EPS, DenoiserLayer, EncoderLayer, init_bert
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
 from diffusion_fairseq.modules.packing import Packing
@@ -103,23 +104,33 @@ class GenieModel(DiffusionModel):
             for _ in range(cfg.denoiser_layers)
         )
         self.down_projection = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, cfg.latent_dim))
+        if cfg.copy_source and self.parameterization != "x0":
+            raise UserError("--copy-source copies embeddings: it needs --parameterization x0")
+        self.copy_head = CopyHead(dim) if cfg.copy_source else None
         if self.length_model == "predicted":
             self.length_predictor = LengthPredictor(dim, cfg.max_target_positions)
 
     @classmethod
     def build_model(cls, cfg: GenieConfig, task) -> "GenieModel":
         cls.check_task(task)
-        if cfg.share_embeddings and task.source_dictionary != task.target_dictionary:
-            raise UserError("--share-embeddings needs one dictionary for both sides: binarise with "
-                            "fairseq-preprocess --joined-dictionary")
+        joined = task.source_dictionary == task.target_dictionary
+        for option in ("share_embeddings", "copy_source"):
+            if getattr(cfg, option) and not joined:
+                raise UserError(f"--{option.replace('_', '-')} needs one dictionary for both sides: binarise with "
+                                "fairseq-preprocess --joined-dictionary")
         return cls(cfg, len(task.source_dictionary), len(task.target_dictionary), task.target_dictionary.pad(),
                    task.source_dictionary.eos())
 
     def encode(self, src_tokens: Tensor) -> Encoded:
-        return self.encoder(src_tokens, self.embedding if self.share_embeddings else None)
+        encoded = self.encoder(src_tokens, self.embedding if self.share_embeddings else None)
+        if self.copy_head is None:
+            return encoded
+        return encoded._replace(embedded=self.embed(encoded.packing.pack(src_tokens)).to(encoded.hidden.dtype))
 
     def memory(self, encoded: Encoded) -> Memory:
         layers = tuple(layer.cross_attention.memory(encoded.hidden, encoded.packing) for layer in self.layers)
+        if self.copy_head is not None:
+            layers += (self.copy_head.memory(encoded.hidden, encoded.embedded, encoded.packing),)
         return Memory(layers, None if self.attend_source_padding else encoded.packing.mask)
 
     def without_condition(self, src_tokens: Tensor) -> Tensor:
@@ -142,7 +153,10 @@ class GenieModel(DiffusionModel):
         x = self.dropout(self.norm(self.up_projection(xt) + positions + time))
         for layer, layer_memory in zip(self.layers, memory.layers):
             x = layer(x, packing, layer_memory, memory.mask)
-        return packing.unpack(self.down_projection(x))
+        output = self.down_projection(x)
+        if self.copy_head is not None:
+            output = self.copy_head(x, output, packing, memory.layers[-1], memory.mask)
+        return packing.unpack(output)
 
     def transformer_layers(self) -> Iterator[nn.Module]:
         yield from self.encoder.layers

@@ -1,0 +1,68 @@
+import torch
+from helpers import make_dictionary, make_genie, make_sample
+
+from diffusion_fairseq.modules.copying import CopyHead
+from diffusion_fairseq.modules.packing import Packing
+
+DIM, LATENT = 8, 4
+DICTIONARY = make_dictionary()
+
+
+def pointed(head, lengths=(5, 3), candidates=1, gate=0.0, width=4):
+    """What a head makes of zeros for `candidates` rows of each source, and the embeddings (B, S, D) it points at."""
+    torch.nn.init.zeros_(head.gate.weight)
+    torch.nn.init.constant_(head.gate.bias, gate)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    source, generator = Packing.of(mask), torch.Generator().manual_seed(1)
+    hidden, embedded = (torch.randn(*mask.shape, size, generator=generator) for size in (DIM, LATENT))
+    memory = head.memory(source.pack(hidden), source.pack(embedded), source)
+    rows = Packing((len(lengths) * candidates, width))
+    x = torch.randn(rows.shape[0], width, DIM, generator=generator)
+    output = head(rows.pack(x), torch.zeros(x[..., 0].numel(), LATENT), rows, memory, source.mask)
+    return rows.unpack(output), x, hidden, embedded
+
+
+def test_a_shut_gate_leaves_the_estimate_and_an_open_one_gives_what_is_pointed_at():
+    torch.manual_seed(0)
+    head = CopyHead(DIM)
+    shut, *_ = pointed(head, gate=-100.0)
+    torch.testing.assert_close(shut, torch.zeros_like(shut))
+    opened, x, hidden, embedded = pointed(head, gate=100.0)
+    for row, length in enumerate((5, 3)):
+        scores = head.query(head.norm(x[row])) @ head.key(hidden[row, :length]).T / DIM**0.5
+        torch.testing.assert_close(opened[row], scores.softmax(dim=-1) @ embedded[row, :length])
+
+
+def test_a_sharp_pointer_copies_an_embedding():
+    torch.manual_seed(0)
+    head = CopyHead(DIM)
+    with torch.no_grad():
+        head.key.weight.mul_(1e4)
+    copied, _, _, embedded = pointed(head, gate=100.0)
+    for row, length in enumerate((5, 3)):
+        nearest = torch.cdist(copied[row], embedded[row, :length]).min(dim=-1).values
+        torch.testing.assert_close(nearest, torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def test_candidates_share_what_is_pointed_at():
+    torch.manual_seed(0)
+    head = CopyHead(DIM)
+    three, x, hidden, embedded = pointed(head, lengths=(5, 5), candidates=3)
+    source, rows = Packing((6, 5)), Packing((6, 4))
+    memory = head.memory(*(source.pack(y.repeat_interleave(3, dim=0)) for y in (hidden, embedded)), source)
+    each = head(rows.pack(x), torch.zeros(24, LATENT), rows, memory, None)
+    torch.testing.assert_close(three, rows.unpack(each))
+
+
+def test_the_source_is_looked_up_in_the_target_embedding():
+    """With a sharp pointer and an open gate every generated position is a token of the source."""
+    model = make_genie(DICTIONARY, copy_source=True)
+    with torch.no_grad():
+        model.copy_head.key.weight.mul_(1e5)
+        model.copy_head.gate.bias.fill_(100.0)
+    tokens = make_sample(DICTIONARY, [6, 4])["net_input"]["src_tokens"]
+    x = torch.randn(2, 5, model.embedding.embedding_dim)
+    pred_x0 = model.denoise(x, torch.tensor(100), model.memory(model.encode(tokens)))
+    for row in range(2):
+        found = torch.cdist(pred_x0[row], model.vectors).argmin(dim=-1)
+        assert set(found.tolist()) <= set(tokens[row].tolist()) - {DICTIONARY.pad()}
