@@ -95,7 +95,7 @@ class DiffusionGenerator:
         if FIRST_WORD_PIECE in dictionary:
             self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
         # Padding is a token only where the model generates it.
-        self.forbidden = torch.zeros(len(dictionary), dtype=torch.bool)
+        self.forbidden = model.unmet_tokens().cpu()
         self.forbidden[dictionary.bos()] = True
         self.forbidden[dictionary.pad()] = model.length_model not in PADDING_MODELLED
         if model.mask is not None:

@@ -198,17 +198,18 @@ def test_a_resumed_run_keeps_its_lengths():
     dictionary = make_dictionary()
     trained = make_genie(dictionary, **LENGTHS)
     trained.longest_target.fill_(24)
+    trained.met_tokens[:9] = 1
     same, other = (make_genie(dictionary, **{**LENGTHS, "max_target_positions": n}) for n in (24, 40))
     for model in (same, other):
         model.load_state_dict(trained.state_dict())
     with pytest.raises(UserError, match="cannot go on with other lengths .*--finetune-from-model"):
         other.set_num_updates(100)
     same.set_num_updates(100)
-    assert same.longest_target == 24
+    assert same.longest_target == 24 and same.met_tokens.sum() == 9
     other.load_state_dict(trained.state_dict())
     for update in range(3):
         other.set_num_updates(update)
-    assert other.longest_target == 0, "the longest target of pre-training says nothing about this task's"
+    assert other.longest_target == other.met_tokens.sum() == 0, "pre-training's targets say nothing about this task's"
 
 
 def test_other_timesteps_forget_the_losses_met_at_the_old_ones():

@@ -214,6 +214,20 @@ def test_words_that_only_fill_the_dictionary_up_are_never_generated():
     assert filler and not any(set(filler) & set(hypotheses[0]["tokens"].tolist()) for hypotheses in found)
 
 
+@pytest.mark.parametrize("clamping", [False, True])
+def test_tokens_that_no_training_target_had_are_never_generated(clamping):
+    dictionary = make_dictionary()
+    model, sample = make_genie(dictionary), make_sample(dictionary, [6, 4])
+    with torch.no_grad():
+        model.rounding_bias[20:] = 50.0
+        model.vectors[20:] *= 0.01
+    free = generate(model, sample, clamping=clamping, candidates=4)
+    assert any((hypotheses[0]["tokens"] >= 20).any() for hypotheses in free)
+    model.met_tokens[:20] = 1
+    found = generate(model, sample, clamping=clamping, candidates=4)
+    assert not any((hypotheses[0]["tokens"] >= 20).any() for hypotheses in found)
+
+
 def test_clamping_from_acts_from_that_step_on():
     model, sample = sharp_genie(), make_sample(DICTIONARY, [8])
     tokens = [generate(model, sample, clamping=True, clamping_from=n, retain_history=True)[0][0]["history"]

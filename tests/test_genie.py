@@ -118,6 +118,25 @@ def test_modelled_positions(length_model, expected):
     assert model.longest_target == expected
 
 
+@pytest.mark.parametrize("length_model", ["predicted", "fixed"])
+def test_tokens_that_training_never_generated_are_known(length_model):
+    model, sample = make_genie(DICTIONARY, length_model=length_model), make_sample(DICTIONARY, [5, 9])
+    passed = sample["net_input"]["src_tokens"], sample["target"], torch.tensor([3, 900])
+    model(*passed)
+    assert not model.unmet_tokens().any(), "nothing is known before training"
+    model.train()
+    model(*passed)
+    met = set(sample["target"].unique().tolist()) - ({PAD} if length_model == "predicted" else set())
+    assert set((~model.unmet_tokens()).nonzero().flatten().tolist()) == met
+    fresh = make_genie(DICTIONARY, length_model=length_model, seed=1)
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.unmet_tokens().equal(model.unmet_tokens())
+    older = model.state_dict()
+    del older["met_tokens"]
+    fresh.load_state_dict(older)
+    assert not fresh.unmet_tokens().any()
+
+
 def test_target_padding_never_leaks_into_the_training_pass():
     """Under predicted lengths a target alone gives what it gives beside a longer one."""
     model = make_genie(DICTIONARY)

@@ -71,7 +71,7 @@ class DiffusionModel(Persistent):
     empty: Optional[int] = None
 
     def __init__(self, cfg: LatentConfig, num_tokens: int, pad: int, longest_sequence: Optional[int] = None):
-        super().__init__()
+        super().__init__(num_tokens)
         self.schedule, self.parameterization = self.process(cfg)
         if cfg.latent_dim < 2 or cfg.latent_dim % 2:
             raise UserError(f"--latent-dim must be even and positive, got {cfg.latent_dim}")
@@ -242,6 +242,8 @@ class DiffusionModel(Persistent):
         generated = torch.ones_like(target, dtype=torch.bool) if given is None or objective.given else ~given
         counts = (target != self.pad) & generated
         modelled = generated if self.length_model in PADDING_MODELLED else counts
+        if self.training:
+            self.meet_tokens(target, modelled)
         packing = Packing.of(modelled if given is None else modelled | given)
         return Example(target, counts, modelled, packing, encoded, memory, copies, lengths)
 

@@ -33,7 +33,7 @@ class DDLMClassifierModel(DDLMEncoder, Persistent):
     """
 
     def __init__(self, cfg: DDLMClassifierConfig, num_tokens: int, pad: int):
-        super().__init__()
+        super().__init__(num_tokens)
         self.cfg, self.pad, self.frozen = cfg, pad, cfg.freeze_encoder
         self.args = cfg  # fairseq 0.12.2's sentence_prediction asks it for the scales of adapters
         self.schedule = sigma_equals_t(cfg)

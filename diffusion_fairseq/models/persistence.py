@@ -20,9 +20,13 @@ LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length
 
 
 class Persistent(LearnsTimesteps):
-    """A model that takes over tables of other lengths, and refuses the weights of another dictionary."""
+    """A model that takes over tables of other lengths, and refuses the weights of another dictionary.
 
-    def __init__(self):
+    Args:
+        num_tokens: size of the target dictionary.
+    """
+
+    def __init__(self, num_tokens: int):
         super().__init__()
         # Fingerprints of the source and target dictionaries, where the task gives them: kept beside the weights.
         self.dictionaries: Dict[str, str] = {}
@@ -30,16 +34,31 @@ class Persistent(LearnsTimesteps):
         self._refitted: Optional[List[str]] = None
         # The longest target met in training; floating point, because EMA also averages buffers.
         self.register_buffer("longest_target", torch.zeros(()))
+        # Above 0 for the tokens that training has generated; none where that is not known.
+        self.met_tokens: Tensor
+        self.register_buffer("met_tokens", torch.zeros(num_tokens))
+
+    def meet_tokens(self, tokens: Tensor, mask: Tensor) -> None:
+        """Take note of the tokens (B, L) that training generates, where mask (B, L) bool is True."""
+        self.met_tokens.scatter_reduce_(0, tokens.flatten(), mask.flatten().to(self.met_tokens), "amax")
+
+    def unmet_tokens(self) -> Tensor:
+        """True for the tokens (V,) that training never generated: their embeddings lie where chance put them, and an
+        estimate of x0 that is unsure of itself may be nearest to them."""
+        return (self.met_tokens == 0) & self.met_tokens.any()
 
     def end_update(self) -> None:
-        """As LearnsTimesteps; the longest target that any process has met."""
+        """As LearnsTimesteps; the longest target and the tokens that any process has met."""
         super().end_update()
-        self.longest_target.copy_(max_over_processes(self.longest_target))
+        for met in (self.longest_target, self.met_tokens):
+            met.copy_(max_over_processes(met))
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
-        """As LearnsTimesteps; take over tables of other lengths."""
+        """As LearnsTimesteps; take over tables of other lengths. A file may not say which tokens were met."""
         super().upgrade_state_dict_named(state_dict, name)
-        self._fit_lengths(state_dict, name + "." if name else "")
+        prefix = name + "." if name else ""
+        state_dict.setdefault(prefix + "met_tokens", torch.zeros_like(self.met_tokens))
+        self._fit_lengths(state_dict, prefix)
 
     def _fit_lengths(self, state_dict: Dict[str, Any], prefix: str) -> None:
         """Take over the rows that a longer or shorter table of positions or lengths has in common with ours; further
@@ -75,6 +94,7 @@ class Persistent(LearnsTimesteps):
         if not num_updates:
             # Of the targets of another task.
             self.longest_target.zero_()
+            self.met_tokens.zero_()
         self._refitted = None
 
     def state_dict(self, *args, **kwargs):
