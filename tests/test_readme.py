@@ -35,6 +35,7 @@ NOT_RUN = {
     "scripts/setup.sh": "installs from a package registry",
     "scripts/test.sh": "scripts/setup.sh, then these tests",
     "scripts/quickstart.sh": "scripts/setup.sh, then scripts/quickstart.py, which is run",
+    "examples/debsum/prepare.sh": "reads the package indexes of apt; its two steps are run one by one",
     "examples/glue/probe.sh": "reads the package indexes of apt; its three steps are run one by one",
 }
 CHOSEN_BY_RECIPE = ("--task", "--arch", "--criterion", "--optimizer", "--lr-scheduler")
