@@ -139,7 +139,7 @@ def test_learns_two_sentences_by_heart_and_fills_gaps_with_them():
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     random = np.random.default_rng(1)
     torch.manual_seed(1)
-    for _ in range(600):
+    for _ in range(1000):
         rows = random.integers(2, size=32)
         noised = np.stack([MASKING["prefix"](7, random) for _ in rows])
         target = texts[rows]
