@@ -34,7 +34,7 @@ class Persistent(LearnsTimesteps):
         self._refitted: Optional[List[str]] = None
         # The longest target met in training; floating point, because EMA also averages buffers.
         self.register_buffer("longest_target", torch.zeros(()))
-        # Above 0 for the tokens that training has generated; none where that is not known.
+        # Above 0 for the tokens that training has generated, as far as is known.
         self.met_tokens: Tensor
         self.register_buffer("met_tokens", torch.zeros(num_tokens))
 
@@ -54,10 +54,11 @@ class Persistent(LearnsTimesteps):
             met.copy_(max_over_processes(met))
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
-        """As LearnsTimesteps; take over tables of other lengths. A file may not say which tokens were met."""
+        """As LearnsTimesteps; take over tables of other lengths. Of a file that does not say which tokens were met,
+        none is unmet."""
         super().upgrade_state_dict_named(state_dict, name)
         prefix = name + "." if name else ""
-        state_dict.setdefault(prefix + "met_tokens", torch.zeros_like(self.met_tokens))
+        state_dict.setdefault(prefix + "met_tokens", torch.ones_like(self.met_tokens))
         self._fit_lengths(state_dict, prefix)
 
     def _fit_lengths(self, state_dict: Dict[str, Any], prefix: str) -> None:
