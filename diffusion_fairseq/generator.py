@@ -94,9 +94,9 @@ class DiffusionGenerator:
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
         if FIRST_WORD_PIECE in dictionary:
             self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
-        # Padding is a token only where the model generates it.
         self.forbidden = model.unmet_tokens().cpu()
         self.forbidden[dictionary.bos()] = True
+        # Padding is a token only where the model generates it.
         self.forbidden[dictionary.pad()] = model.length_model not in PADDING_MODELLED
         if model.mask is not None:
             self.forbidden[model.mask] = True

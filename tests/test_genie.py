@@ -30,7 +30,8 @@ def test_genie_base_has_the_published_size():
 
 
 @pytest.mark.parametrize("options", [
-    {"self_conditioning": False}, {}, {"parameterization": "noise"}, {"copy_source": True},
+    {}, {"self_conditioning": False}, {"parameterization": "noise"},
+    {"self_conditioning": False, "parameterization": "noise"}, {"copy_source": True},
 ], ids=str)
 def test_gradients_reach_every_parameter(options):
     model = make_genie(DICTIONARY, **options)

@@ -35,7 +35,6 @@ class Persistent(LearnsTimesteps):
         # The longest target met in training; floating point, because EMA also averages buffers.
         self.register_buffer("longest_target", torch.zeros(()))
         # Above 0 for the tokens that training has generated, as far as is known.
-        self.met_tokens: Tensor
         self.register_buffer("met_tokens", torch.zeros(num_tokens))
 
     def meet_tokens(self, tokens: Tensor, mask: Tensor) -> None:
