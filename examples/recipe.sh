@@ -14,6 +14,18 @@ fi
 task=(--user-dir "$root/diffusion_fairseq" --task seq2seq_diffusion)
 architecture=(--arch genie_base --share-embeddings)
 
+saved_in() { # options of fairseq-train -> the folder that --save-dir names, or the usual one
+    local folder=$work/checkpoints
+    while (($#)); do
+        case $1 in
+            --save-dir) folder=${2:-} ;;
+            --save-dir=*) folder=${1#*=} ;;
+        esac
+        shift
+    done
+    echo "$folder"
+}
+
 prepare() { # folder of the distributor's files, options of binarise.py
     local raw=${1:?"usage: bash examples/$set_name/prepare.sh FOLDER [options of scripts/binarise.py]"}
     shift

@@ -19,7 +19,7 @@ import statistics
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 import plot_losses
@@ -158,13 +158,20 @@ def throughput(run: Run, series: plot_losses.Series) -> Section:
     section = over_updates("Throughput", run, series, "The logs hold no throughput.", log=False)
     rows = [(f"median {term}", statistics.median(value for _, value in series[term]["train"])) for term in SPEED
             if term in series]
-    wall = [value for points in run.series.get("wall", {}).values() for _, value in points]
+    wall = [seconds_of_all(points) for points in run.series.get("wall", {}).values()]
     if wall:
         rows.append(("wall time by the logs", clock(max(wall))))
     before = (run.state.get("extra_state") or {}).get("previous_training_time")
     if before is not None:
         rows.append(("training time by the checkpoint", clock(before)))
     return section._replace(tables=[*([Table(("", ""), rows)] if rows else []), *section.tables])
+
+
+def seconds_of_all(points: Sequence[Tuple[float, float]]) -> float:
+    """Of (update, seconds since the start): the seconds of a run that was stopped and continued, which begins at 0
+    again each time, all parts together."""
+    seconds = [value for _, value in points]
+    return sum(value for value, following in zip(seconds, [*seconds[1:], 0.0]) if following < value)
 
 
 def clock(seconds: float) -> str:

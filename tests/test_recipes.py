@@ -121,6 +121,17 @@ def test_the_pre_training_recipe_runs_from_text_to_averaged_weights(tmp_path, ve
     assert (work / "averaged.pt").exists()
 
 
+@pytest.mark.parametrize("options, folder", [
+    ([], "WORK/checkpoints"), (["--save-dir", "a b"], "a b"), (["--lr", "1", "--save-dir=c", "--cpu"], "c"),
+    (["--save-dir", "a", "--save-dir", "d"], "d")])
+def test_what_a_recipe_exports_lies_where_training_saved_it(options, folder):
+    script = f'source "{REPOSITORY}/examples/recipe.sh"; saved_in "$@"'
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script, "recipe", *options], text=True, capture_output=True, check=True,
+                          env={**os.environ, "WORK": "WORK", "PATH": path})
+    assert done.stdout == folder + "\n"
+
+
 def test_prepare_says_what_is_missing(tmp_path):
     (tmp_path / "raw").mkdir()
     done = recipe("xsum", "prepare", tmp_path / "work", tmp_path / "raw")

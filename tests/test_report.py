@@ -149,6 +149,11 @@ def test_logs_of_a_resumed_training_are_joined_by_their_stamps(tmp_path):
     assert [update for update, _ in run.series["loss"]["train"]] == [10, 40] and "extra" in run.series
 
 
+def test_the_time_of_a_resumed_training_is_that_of_all_its_parts():
+    assert report.seconds_of_all([(10, 60.0), (20, 120.0), (30, 70.0), (40, 130.0), (50, 5.0)]) == 120 + 130 + 5
+    assert report.seconds_of_all([(10, 60.0)]) == 60
+
+
 def test_logs_without_stamps_are_joined_by_their_first_updates(tmp_path):
     write_log(tmp_path / "a.log", [line[line.index("{"):] for line in training((20, 40))])  # as --log-file holds them
     write_log(tmp_path / "b.log", training((10, 20, 30)))
