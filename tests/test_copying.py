@@ -1,7 +1,7 @@
 import torch
 from helpers import make_dictionary, make_genie, make_sample
 
-from diffusion_fairseq.modules.copying import CopyHead
+from diffusion_fairseq.modules.copying import REACH, CopyHead
 from diffusion_fairseq.modules.packing import Packing
 
 DIM, LATENT = 8, 4
@@ -25,6 +25,8 @@ def pointed(head, lengths=(5, 3), candidates=1, gate=0.0, width=4):
 def test_a_shut_gate_leaves_the_estimate_and_an_open_one_gives_what_is_pointed_at():
     torch.manual_seed(0)
     head = CopyHead(DIM)
+    with torch.no_grad():
+        head.run.copy_(torch.arange(-REACH, REACH + 1) == 0)
     shut, *_ = pointed(head, gate=-100.0)
     torch.testing.assert_close(shut, torch.zeros_like(shut))
     opened, x, hidden, embedded = pointed(head, gate=100.0)
@@ -42,6 +44,43 @@ def test_a_sharp_pointer_copies_an_embedding():
     for row, length in enumerate((5, 3)):
         nearest = torch.cdist(copied[row], embedded[row, :length]).min(dim=-1).values
         torch.testing.assert_close(nearest, torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def summed_along_runs(head, query, key):
+    """The sum of CopyHead.scores for one row without padding, written out: queries (L, dim), keys (S, dim)."""
+    scores = query @ key.T / DIM**0.5
+    length, source = scores.shape
+    summed = torch.zeros_like(scores)
+    for i in range(length):
+        for j in range(source):
+            for k, weight in zip(range(-REACH, REACH + 1), head.run):
+                if 0 <= i + k < length and 0 <= j + k < source:
+                    summed[i, j] += weight * scores[i + k, j + k]
+    return summed
+
+
+@torch.no_grad()
+def test_positions_hear_what_their_neighbours_point_at_and_padding_says_nothing():
+    torch.manual_seed(0)
+    head = CopyHead(DIM)
+    head.run.normal_()
+    lengths, widths = (7, 4, 2, 7), (9, 3)
+    query, key = torch.randn(4, 7, DIM), torch.randn(2, 9, DIM)
+    rows, source = (torch.arange(max(n)) < torch.tensor(n)[:, None] for n in (lengths, widths))
+    found = head.scores(query, key, rows, source)
+    for row, length in enumerate(lengths):
+        width = widths[row // 2]
+        expected = summed_along_runs(head, query[row, :length], key[row // 2, :width])
+        torch.testing.assert_close(found[row, :length, :width], expected)
+
+
+def test_one_sure_position_draws_its_neighbours_along():
+    """Position 2 alone matches a source token, the 5th; the others point at the tokens around it, in order."""
+    head = CopyHead(DIM)
+    query, key = torch.zeros(1, 6, DIM), torch.zeros(1, 12, DIM)
+    query[0, 2, 0] = key[0, 5, 0] = 100.0
+    found = head.scores(query, key, None, None)[0]
+    assert found.argmax(dim=-1).tolist() == [3, 4, 5, 6, 7, 8]
 
 
 def test_candidates_share_what_is_pointed_at():

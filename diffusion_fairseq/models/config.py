@@ -149,8 +149,8 @@ class GenieConfig(TransformerConfig):
     copy_source: bool = field(
         default=False,
         metadata={"help": "let the estimate of x0 move to the embedding of a source token, as far as a learned gate "
-                          "says: names and rare words are copied. Not in the published model. Needs a joined "
-                          "dictionary"},
+                          "says, and neighbouring positions to neighbouring tokens: names, rare words and phrases are "
+                          "copied. Not in the published model. Needs a joined dictionary"},
     )
     attend_source_padding: bool = field(
         default=False,

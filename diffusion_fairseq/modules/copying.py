@@ -2,16 +2,24 @@
 
 from typing import Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_fairseq.modules.attention import KeyValue
 from diffusion_fairseq.modules.packing import Packing
 
+# Neighbours on either side that a position's pointer listens to.
+REACH = 4
+
 
 class CopyHead(nn.Module):
     """Moves an estimate of x0 to the embeddings of source tokens: the pointer-generator's mixture (See et al., 2017,
     eq. 9) of vectors in place of probabilities.
+
+    What is copied comes in runs: if position i points at source token j, then i + 1 is likely to point at j + 1. A
+    position at a time, as autoregressive pointers go, tells the next one where it is; here all are found at once, so
+    each score (i, j) has those of (i + k, j + k), |k| <= REACH, added to it with learned weights.
 
     Args:
         dim: width of the denoiser and of the encoded source.
@@ -22,6 +30,7 @@ class CopyHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
+        self.run = nn.Parameter(1 - torch.arange(-REACH, REACH + 1).abs() / (REACH + 1))
         self.gate = nn.Linear(dim, 1)
 
     def memory(self, hidden: Tensor, embedded: Tensor, packing: Packing) -> KeyValue:
@@ -29,14 +38,29 @@ class CopyHead(nn.Module):
         of packed ones (n, D)."""
         return KeyValue(*(packing.spread(x).unsqueeze(1) for x in (self.key(hidden), embedded)))
 
+    def scores(self, query: Tensor, key: Tensor, rows: Optional[Tensor], source: Optional[Tensor]) -> Tensor:
+        """(N * B, L, S) of queries (N * B, L, dim) and keys (B, S, dim); rows (N * B, L) and source (B, S) are bool,
+        True where there is no padding."""
+        sources, length = len(key), query.size(1)
+        scores = query.reshape(sources, -1, query.size(-1)) @ key.transpose(1, 2) / query.size(-1) ** 0.5
+        scores = scores.view(sources, -1, length, key.size(1))
+        if source is not None:
+            scores = scores.masked_fill(~source[:, None, None, :], 0.0)
+        scores = scores.flatten(0, 1)
+        if rows is not None:
+            scores = scores.masked_fill(~rows[:, :, None], 0.0)
+        wide = F.pad(scores, (REACH,) * 4)
+        return sum(weight * wide[:, k : k + length, k : k + key.size(1)] for k, weight in enumerate(self.run))
+
     def forward(self, x: Tensor, estimate: Tensor, packing: Packing, memory: KeyValue,
                 mask: Optional[Tensor]) -> Tensor:
         """The estimates (n, D) of N * B packed rows x (n, dim), each between what it was and the mean of the embeddings
         that its position points at; mask (B, S) bool, True where a source may be pointed at."""
         x = self.norm(x)
         query = packing.spread(self.query(x))
-        folded = query.view(len(memory.key), 1, -1, query.size(-1))
-        copied = F.scaled_dot_product_attention(folded, memory.key, memory.value,
-                                                attn_mask=None if mask is None else mask[:, None, None, :])
-        copied = packing.pack(copied.reshape(*query.shape[:2], -1))
+        key, value = memory.key.squeeze(1), memory.value.squeeze(1)
+        scores = self.scores(query, key, packing.mask, mask).view(len(key), -1, key.size(1))
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, :], -torch.inf)
+        copied = packing.pack((scores.softmax(dim=-1).to(value.dtype) @ value).reshape(*query.shape[:2], -1))
         return estimate + self.gate(x).sigmoid() * (copied - estimate)
