@@ -99,7 +99,8 @@ def test_sums_make_any_split_of_a_batch_give_the_same_gradient():
 
 
 def test_copies_that_share_an_encoding_are_separate_examples():
-    """Two noised copies of each target give the terms of two passes with the same noise; one encoding is made."""
+    """Two noised copies of each target give the terms of two passes with the same noise, but that the rounding of x0 is
+    looked at once; one encoding is made."""
     model = make_genie(DICTIONARY, self_conditioning=False)
     criterion, sample = make_criterion(timesteps_per_encoding=2), make_sample(DICTIONARY, [5, 9])
     src, tgt, t = sample["net_input"]["src_tokens"], sample["target"], torch.tensor([3, 40, 900, 7])
@@ -107,16 +108,21 @@ def test_copies_that_share_an_encoding_are_separate_examples():
 
     def terms(parts, t):
         weight = criterion.position_weights(parts)
-        return sum(term for _, term in criterion.terms(parts, t, weight, model.schedule).values())
+        found = {name: term for name, (_, term) in criterion.terms(parts, t, weight, model.schedule).items()}
+        return found.pop("rounding"), sum(found.values())
 
     encoded = []
     model.encoder.register_forward_hook(lambda *_: encoded.append(1))
     together = model(src, tgt, t, noise[0], noise[1])
     assert len(encoded) == 1
+    rounding, others = terms(together, t)
     for copy_number in (0, 1):
         rows = [copy_number, 2 + copy_number]
         alone = model(src, tgt, t[rows], noise[0][rows], noise[1][rows])
-        torch.testing.assert_close(terms(together, t)[rows], terms(alone, t[rows]), rtol=1e-4, atol=1e-4)
+        own_rounding, own_others = terms(alone, t[rows])
+        torch.testing.assert_close(others[rows], own_others, rtol=1e-4, atol=1e-4)
+        if copy_number == 0:
+            torch.testing.assert_close(rounding, own_rounding.repeat_interleave(2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(criterion.length_loss(together), criterion.length_loss(alone))
 
 

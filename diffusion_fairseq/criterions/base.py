@@ -43,9 +43,9 @@ class DiffusionCriterionConfig(TimestepConfig):
 
     timesteps_per_encoding: int = field(
         default=1,
-        metadata={"help": "noised copies of each target, at as many timesteps, that share one encoding in "
-                          "training: more to learn from per second where sources are long; the copies are "
-                          "correlated, so that 2 to 4 is enough"},
+        metadata={"help": "noised copies of each target, at as many timesteps, that share one encoding and one "
+                          "rounding of x0 in training: more to learn from per second where sources are long; the "
+                          "copies are correlated, so that 2 to 4 is enough"},
     )
     padding_in_mean: bool = field(
         default=False,

@@ -276,17 +276,20 @@ class DiffusionModel(Persistent):
         previous = self.previous(xt, t, example._replace(memory=memory), generator)
         output = self.network(xt, t, memory, packing, previous).float()
         pred_x0 = self.to_x0(output, xt, t)
-        scored = Packing.of(example.modelled)
-        smoothing, tokens = objective.label_smoothing, scored.pack(target)
 
-        def nll(name: str, x: Tensor) -> Tensor:
-            fixed = f"{name}-softmax" in objective.detached
-            return scored.unpack(self.token_nll(scored.pack(x), tokens, smoothing, fixed))
+        def nll(name: str, x: Tensor, copies: int = 1) -> Tensor:
+            """Of the first copy of each target, which stands for all."""
+            scored = Packing.of(example.modelled[::copies])
+            found = self.token_nll(scored.pack(x[::copies]), scored.pack(target[::copies]), objective.label_smoothing,
+                                   fixed=f"{name}-softmax" in objective.detached)
+            return scored.unpack(found).repeat_interleave(copies, dim=0)
 
+        # The rounding of x0 knows nothing of t, and hardly differs between two draws of its noise.
+        rounded = objective.through("rounding-x0", x0)
         return TrainingPass(
             target=target, counts=example.counts, modelled=example.modelled, embedded=embedded, x0=x0,
             prediction=output, aim=x0 if self.parameterization == "x0" else noise, pred_x0=pred_x0,
-            rounding_nll=nll("rounding", objective.through("rounding-x0", x0)) if objective.rounding else None,
+            rounding_nll=nll("rounding", rounded, example.copies) if objective.rounding else None,
             anchor_nll=nll("anchor", pred_x0) if objective.anchor else None,
             length_logits=self.length_logits(example.encoded) if self.length_model == "predicted" else None,
             lengths=example.lengths,

@@ -61,7 +61,8 @@ class TrainingPass(NamedTuple):
     be, None for one that predicts tokens; pred_x0 (B, L, D), None there in training; rounding_nll and anchor_nll
     (B, L), -log p(target | x0) and -log p(target | pred_x0) in nats, 0 at positions that are not modelled, None where
     not wanted; length_logits (sources, max_target_positions + 1) or None; lengths (sources,) tokens of each target.
-    With k noised copies of each target, B is k times the number of sources and row s * k + c is copy c of source s.
+    With k noised copies of each target, B is k times the number of sources and row s * k + c is copy c of source s;
+    their rounding_nll is that of copy 0.
     """
 
     target: Tensor
