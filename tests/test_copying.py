@@ -1,5 +1,6 @@
 import torch
 from helpers import make_dictionary, make_genie, make_sample
+from test_generator import generate, rows_of
 
 from diffusion_fairseq.modules.copying import REACH, CopyHead
 from diffusion_fairseq.modules.packing import Packing
@@ -67,7 +68,7 @@ def test_positions_hear_what_their_neighbours_point_at_and_padding_says_nothing(
     lengths, widths = (7, 4, 2, 7), (9, 3)
     query, key = torch.randn(4, 7, DIM), torch.randn(2, 9, DIM)
     rows, source = (torch.arange(max(n)) < torch.tensor(n)[:, None] for n in (lengths, widths))
-    found = head.scores(query, key, rows, source)
+    found = head.scores(query, key, rows, source).view(4, 7, 9)
     for row, length in enumerate(lengths):
         width = widths[row // 2]
         expected = summed_along_runs(head, query[row, :length], key[row // 2, :width])
@@ -79,7 +80,7 @@ def test_one_sure_position_draws_its_neighbours_along():
     head = CopyHead(DIM)
     query, key = torch.zeros(1, 6, DIM), torch.zeros(1, 12, DIM)
     query[0, 2, 0] = key[0, 5, 0] = 100.0
-    found = head.scores(query, key, None, None)[0]
+    found = head.scores(query, key, None, torch.ones(1, 12, dtype=torch.bool))[0]
     assert found.argmax(dim=-1).tolist() == [3, 4, 5, 6, 7, 8]
 
 
@@ -91,6 +92,18 @@ def test_candidates_share_what_is_pointed_at():
     memory = head.memory(*(source.pack(y.repeat_interleave(3, dim=0)) for y in (hidden, embedded)), source)
     each = head(rows.pack(x), torch.zeros(24, LATENT), rows, memory, None)
     torch.testing.assert_close(three, rows.unpack(each))
+
+
+def test_text_and_score_have_the_same_bits_alone_and_in_a_batch():
+    lengths = [3, 5, 8, 9, 12, 17, 20, 6, 4, 11]
+    model = make_genie(DICTIONARY, copy_source=True, length_model="predicted")
+    with torch.no_grad():
+        model.copy_head.key.weight.mul_(5)
+        model.copy_head.gate.bias.fill_(1.0)
+    sample, options = make_sample(DICTIONARY, lengths), dict(clamping=True, candidates=3, nbest=3)
+    for row, together in enumerate(generate(model, sample, **options)):
+        for one, other in zip(generate(model, rows_of(sample, [row]), **options)[0], together):
+            assert one["tokens"].equal(other["tokens"]) and one["score"] == other["score"]
 
 
 def test_the_source_is_looked_up_in_the_target_embedding():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_fairseq.modules.attention import KeyValue
-from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 
 # Neighbours on either side that a position's pointer listens to.
 REACH = 4
@@ -34,23 +34,23 @@ class CopyHead(nn.Module):
         self.gate = nn.Linear(dim, 1)
 
     def memory(self, hidden: Tensor, embedded: Tensor, packing: Packing) -> KeyValue:
-        """What is pointed at: keys (B, 1, S, dim) of the packed source (n, dim), its embeddings (B, 1, S, D) as values,
-        of packed ones (n, D)."""
-        return KeyValue(*(packing.spread(x).unsqueeze(1) for x in (self.key(hidden), embedded)))
+        """What is pointed at: keys (B, 1, S', dim) of the packed source (n, dim), S rounded up; its embeddings
+        (B, 1, S, D) as values, of packed ones (n, D)."""
+        key, value = (packing.spread(x) for x in (self.key(hidden), embedded))
+        return KeyValue(aligned(key, 1).unsqueeze(1), value.unsqueeze(1))
 
-    def scores(self, query: Tensor, key: Tensor, rows: Optional[Tensor], source: Optional[Tensor]) -> Tensor:
-        """(N * B, L, S) of queries (N * B, L, dim) and keys (B, S, dim); rows (N * B, L) and source (B, S) are bool,
-        True where there is no padding."""
-        sources, length = len(key), query.size(1)
-        scores = query.reshape(sources, -1, query.size(-1)) @ key.transpose(1, 2) / query.size(-1) ** 0.5
-        scores = scores.view(sources, -1, length, key.size(1))
-        if source is not None:
-            scores = scores.masked_fill(~source[:, None, None, :], 0.0)
-        scores = scores.flatten(0, 1)
+    def scores(self, query: Tensor, key: Tensor, rows: Optional[Tensor], source: Tensor) -> Tensor:
+        """(B, N * L, S) of queries (N * B, L, dim) and keys (B, S', dim); rows (N * B, L) and source (B, S) are bool,
+        True where there is no padding; rows may be None, where there is none."""
+        length, (sources, width) = query.size(1), source.shape
+        folded = query.reshape(sources, -1, query.size(-1))
+        scores = (aligned(folded, 1) @ key.transpose(1, 2))[:, : folded.size(1), :width] / query.size(-1) ** 0.5
+        scores = scores.masked_fill(~source[:, None, :], 0.0).view(-1, length, width)
         if rows is not None:
             scores = scores.masked_fill(~rows[:, :, None], 0.0)
         wide = F.pad(scores, (REACH,) * 4)
-        return sum(weight * wide[:, k : k + length, k : k + key.size(1)] for k, weight in enumerate(self.run))
+        summed = sum(weight * wide[:, k : k + length, k : k + width] for k, weight in enumerate(self.run))
+        return summed.view(sources, -1, width)
 
     def forward(self, x: Tensor, estimate: Tensor, packing: Packing, memory: KeyValue,
                 mask: Optional[Tensor]) -> Tensor:
@@ -59,8 +59,18 @@ class CopyHead(nn.Module):
         x = self.norm(x)
         query = packing.spread(self.query(x))
         key, value = memory.key.squeeze(1), memory.value.squeeze(1)
-        scores = self.scores(query, key, packing.mask, mask).view(len(key), -1, key.size(1))
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, :], -torch.inf)
-        copied = packing.pack((scores.softmax(dim=-1).to(value.dtype) @ value).reshape(*query.shape[:2], -1))
-        return estimate + self.gate(x).sigmoid() * (copied - estimate)
+        if mask is None:
+            mask = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+        scores = self.scores(query, key, packing.mask, mask).masked_fill(~mask[:, None, :], -torch.inf)
+        weights = aligned(scores, 2, -torch.inf).softmax(dim=-1).to(value.dtype)
+        copied = (aligned(weights, 1) @ aligned(value, 1))[:, : scores.size(1)]
+        copied = packing.pack(copied.reshape(*query.shape[:2], -1))
+        # Widened first: the last of an odd number of vector registers is computed in another way, with other bits.
+        return estimate + self.gate(x).repeat(1, estimate.size(-1)).sigmoid() * (copied - estimate)
+
+
+def aligned(x: Tensor, dim: int, fill: float = 0.0) -> Tensor:
+    """x with a dimension filled up to a multiple of ALIGNMENT: an entry of a product or of a softmax then has the same
+    bits whatever the batch (Packing has the same reason)."""
+    missing = -x.size(dim) % ALIGNMENT
+    return F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing), value=fill) if missing else x

@@ -14,7 +14,7 @@ class Packing(NamedTuple):
     """Where the real positions of padded rows lie.
 
     shape (R, L); mask (R, L) bool, True at real positions, or None where all are; index (n,) the places of the packed
-    positions in the flattened rows, or None where none is left out; count: how many of the n are not alignment;
+    positions in the flattened rows, or None where those need no change; count: how many of the n are not alignment;
     origin (R * L,) which packed position lies at each place, any of them at padding, or None as index is.
     """
 
@@ -30,11 +30,12 @@ class Packing(NamedTuple):
         flat = mask.flatten()
         index = flat.nonzero().squeeze(1)
         count = len(index)
-        if count == mask.numel():
+        full = count == mask.numel()
+        if full and count % ALIGNMENT == 0:
             return cls(tuple(mask.shape))
         # At least one position, so that rows of nothing but padding still have a shape.
         index = torch.cat([index, index.new_zeros(-count % ALIGNMENT or (0 if count else ALIGNMENT))])
-        return cls(tuple(mask.shape), mask, index, count, (flat.cumsum(0) - 1).clamp(min=0))
+        return cls(tuple(mask.shape), None if full else mask, index, count, (flat.cumsum(0) - 1).clamp(min=0))
 
     @classmethod
     def padded(cls, mask: Tensor) -> "Packing":
