@@ -52,7 +52,8 @@ TRAIN = {
     "--weight-decay": "0.01", "--seed": "1", "--ema-decay": "0.99", "--log-format": "json", "--log-interval": "10",
     "--save-interval-updates": "100", "--keep-interval-updates": "1", "--num-workers": "0",
 }
-TRAIN_FLAGS = ["--store-ema", "--ema-fp32", "--share-embeddings", "--no-epoch-checkpoints", "--disable-validation"]
+TRAIN_FLAGS = ["--store-ema", "--ema-fp32", "--share-embeddings", "--copy-source", "--no-epoch-checkpoints",
+               "--disable-validation"]
 GENERATE = {"--diffusion-steps": "20", "--batch-size": "128", "--scoring": "rouge"}
 GENERATE_FLAGS = ["--clamping"]
 
