@@ -26,6 +26,10 @@ saved_in() { # options of fairseq-train -> the folder that --save-dir names, or 
     echo "$folder"
 }
 
+vocabulary() { # size, options of prepare_corpus.py -> --vocabulary SIZE, unless a --model among them has its own
+    [[ " ${*:2} " == *" --model"[\ =]* ]] || echo "--vocabulary $1"
+}
+
 prepare() { # folder of the distributor's files, options of binarise.py
     local raw=${1:?"usage: bash examples/$set_name/prepare.sh FOLDER [options of scripts/binarise.py]"}
     shift

@@ -121,15 +121,24 @@ def test_the_pre_training_recipe_runs_from_text_to_averaged_weights(tmp_path, ve
     assert (work / "averaged.pt").exists()
 
 
+def of_recipe(call, *options):
+    """What a function of examples/recipe.sh prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = f'source "{REPOSITORY}/examples/recipe.sh"; {call} "$@"'
+    return subprocess.run(["bash", "-c", script, "recipe", *options], text=True, capture_output=True, check=True,
+                          env={**os.environ, "WORK": "WORK", "PATH": path}).stdout.strip()
+
+
 @pytest.mark.parametrize("options, folder", [
     ([], "WORK/checkpoints"), (["--save-dir", "a b"], "a b"), (["--lr", "1", "--save-dir=c", "--cpu"], "c"),
     (["--save-dir", "a", "--save-dir", "d"], "d")])
 def test_what_a_recipe_exports_lies_where_training_saved_it(options, folder):
-    script = f'source "{REPOSITORY}/examples/recipe.sh"; saved_in "$@"'
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", script, "recipe", *options], text=True, capture_output=True, check=True,
-                          env={**os.environ, "WORK": "WORK", "PATH": path})
-    assert done.stdout == folder + "\n"
+    assert of_recipe("saved_in", *options) == folder
+
+
+def test_a_given_sentencepiece_model_has_its_own_vocabulary():
+    assert of_recipe("vocabulary 30000", "text", "--shards", "2") == "--vocabulary 30000"
+    assert of_recipe("vocabulary 30000", "--model", "a b", "text") == of_recipe("vocabulary 30000", "--model=m") == ""
 
 
 def test_prepare_says_what_is_missing(tmp_path):
