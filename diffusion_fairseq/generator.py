@@ -89,18 +89,28 @@ class DiffusionGenerator:
         if sampling.stride_as_published:
             self.step = partial(_one_level_step, self.step, model.schedule)
         self.step = guided_step(self.step, model, sampling)
-        self.clamping_from = self.levels[sampling.clamping_from].t if sampling.clamping else None
         self.steps_used: Counter = Counter()
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
         if FIRST_WORD_PIECE in dictionary:
             self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
-        self.forbidden = model.unmet_tokens().cpu()
-        self.forbidden[dictionary.bos()] = True
+        self.fillers = [index for index, symbol in enumerate(dictionary.symbols) if is_filler(symbol)]
+
+    @property
+    def clamping_from(self) -> Optional[Tensor]:
+        """The timestep from which on estimates are clamped."""
+        return self.levels[self.sampling.clamping_from].t if self.sampling.clamping else None
+
+    @property
+    def forbidden(self) -> Tensor:
+        """The tokens (V,) that are never generated, by what the model has met so far."""
+        forbidden = self.model.unmet_tokens().cpu()
+        forbidden[self.dictionary.bos()] = True
         # Padding is a token only where the model generates it.
-        self.forbidden[dictionary.pad()] = model.length_model not in PADDING_MODELLED
-        if model.mask is not None:
-            self.forbidden[model.mask] = True
-        self.forbidden[[index for index, symbol in enumerate(dictionary.symbols) if is_filler(symbol)]] = True
+        forbidden[self.dictionary.pad()] = self.model.length_model not in PADDING_MODELLED
+        if self.model.mask is not None:
+            forbidden[self.model.mask] = True
+        forbidden[self.fillers] = True
+        return forbidden
 
     def _levels(self) -> List:
         """The levels from the noisiest to the clean one."""
@@ -146,6 +156,8 @@ class DiffusionGenerator:
         width = src_tokens.size(1)
         src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
         found: Dict[int, List[Dict[str, Any]]] = {}
+        # Anew: of a generator that validates, made before training, the model's schedule may have moved since.
+        self.levels = self._levels()
         encoded = self.model.encode(src_tokens)
         for sources, rows in self.buckets(encoded, src_tokens, sample.get("id") if self.model.numbered else None):
             hypotheses = self._hypotheses(self._denoise(rows), rows)
@@ -223,6 +235,8 @@ class DiffusionGenerator:
         packing = Packing.of(lengths_to_mask(denoise.rows.lengths[leaving], width))
         scores = self.model.log_probabilities(
             packing.pack(denoise.estimate[leaving]), packing.pack(tokens), denoise.forbidden)
+        # Only given tokens can be forbidden ones, and those are not the model's to be sure of.
+        scores = scores.masked_fill(scores == -torch.inf, 0.0)
         drafts.tokens[rows, :width] = tokens
         drafts.scores[rows, :width] = packing.unpack(scores)
         drafts.steps[rows] = step

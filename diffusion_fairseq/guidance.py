@@ -80,9 +80,10 @@ class ClassifierGuidance:
     def __call__(self, xs: Tensor, s: NoiseLevel, t: NoiseLevel, packing: Packing, given: Optional[Tensor]) -> Tensor:
         """x_s (R, L, D), moved where it is generated: neither at given (R, L) positions nor at padding."""
         pull = self.fluency / like(VARIANCES["posterior"](s, t), xs)
+        time = torch.full_like(s.t, s.t.item(), device=xs.device)  # filled: a copy would wait for the device
         offset, squares = torch.zeros_like(xs), torch.full_like(xs, INITIAL_SQUARES)
         for _ in range(self.steps):
-            gradient = self.scale * self.gradient(xs + offset, s.t, packing)
+            gradient = self.scale * self.gradient(xs + offset, time, packing)
             squares = squares + gradient.square()
             rate = STEP_SIZE / squares.sqrt()
             offset = (offset + rate * gradient) / (1 + rate * pull)
@@ -93,8 +94,8 @@ class ClassifierGuidance:
         # What was made in inference mode cannot be differentiated; a copy made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
-            if packing.mask is not None:
-                packing = packing._replace(mask=packing.mask.clone(), index=packing.index.clone())
+            packing = packing._replace(**{name: value.clone() for name, value in packing._asdict().items()
+                                          if isinstance(value, Tensor)})
             log_p = self.classifier.logits(x, t, packing).log_softmax(dim=-1)[:, self.label]
             return torch.autograd.grad(log_p.sum(), x)[0]
 

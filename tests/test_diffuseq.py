@@ -129,6 +129,20 @@ def test_the_source_is_jittered_in_training_alone():
         assert spread == (pytest.approx(std, rel=0.2) if training else 0)
 
 
+def test_the_first_estimate_sees_the_jittered_source_of_its_own_row():
+    """Also with several noised copies of a target, which are rows of their own."""
+    model = make_diffuseq(DICTIONARY, jitter_source=True, self_conditioning=True).train()
+    sample, estimated = make_sample(DICTIONARY, [6, 6, 6]), []
+    denoise = model.denoise
+    model.denoise = lambda xt, t, memory, *rest: estimated.append((t, memory.embedded)) or denoise(xt, t, memory, *rest)
+    parts = model(sample["net_input"]["src_tokens"], sample["target"], torch.arange(12) * 100 + 50,
+                  generator=torch.Generator().manual_seed(0))
+    (times, embedded), = estimated
+    assert 0 < len(times) < 12
+    for time, row in zip(times, embedded):
+        assert row.equal(parts.x0[int(time) // 100])
+
+
 def test_two_separators_as_published():
     model = make_diffuseq(DICTIONARY, double_separator=True)
     sample = make_sample(DICTIONARY, [5, 9])

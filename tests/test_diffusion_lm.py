@@ -69,6 +69,16 @@ def test_equal_prompts_get_texts_of_their_own_by_their_number():
     assert first == again != second
 
 
+def test_a_given_word_that_is_never_written_leaves_scores_finite():
+    model = make_diffusion_lm(DICTIONARY)
+    model.met_tokens.fill_(1)[DICTIONARY.index("a")] = 0
+    with torch.no_grad():
+        generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=4, candidates=3), nbest=3)
+        hypotheses = generator.generate([model], batch("ab__a_"))[0]
+    assert all(hypothesis["positional_scores"].isfinite().all() for hypothesis in hypotheses)
+    assert len({hypothesis["score"] for hypothesis in hypotheses}) > 1
+
+
 def test_given_words_decide_what_is_written_beside_them():
     for model in MODELS.values():
         assert write(model, batch("a______")) != write(model, batch("b______"))

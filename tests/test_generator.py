@@ -278,3 +278,17 @@ def test_prefixes_and_constraints_are_refused():
     model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5])
     with pytest.raises(UserError, match="--prefix-size"):
         make_generator(model).generate([model], sample, prefix_tokens=torch.zeros(1, 1))
+
+
+def test_a_generator_that_was_made_before_training_follows_the_model():
+    """As the generator of a validation is: the schedule may move, and tokens are met, after it was made."""
+    model, sample = sharp_genie(), make_sample(DICTIONARY, [5, 8])
+    before = make_generator(model, clamping=True)
+    model.schedule = sharp_genie(noise_schedule="cosine").schedule
+    model.met_tokens.fill_(0)[5:20] = 1
+    with torch.no_grad():
+        found, expected = (generator.generate([model], sample)
+                           for generator in (before, make_generator(model, clamping=True)))
+    for one, other in zip(found, expected):
+        assert one[0]["tokens"].equal(other[0]["tokens"]) and one[0]["score"] == other[0]["score"]
+        assert set(one[0]["tokens"].tolist()) <= {*range(5, 20), EOS, PAD}

@@ -116,7 +116,8 @@ class DiffusionCriterion(FairseqCriterion):
         log = {name: term.detach().sum() for name, (_, term) in terms.items()}
         if parts.length_logits is not None:
             length = self.length_loss(parts)
-            loss = loss + self.cfg.length_weight * length
+            # Once for each of the copies, which sample_size counts.
+            loss = loss + self.cfg.length_weight * length * (len(parts.target) // len(target))
             log["length"] = length.detach()
         log.update(loss=loss.detach(), sample_size=sample_size, ntokens=parts.counts.sum(), nsentences=len(target))
         if "mse" in terms:

@@ -34,7 +34,9 @@ def mix(x: Tensor) -> Tensor:
 
 def combine(key: Tensor, value) -> Tensor:
     """A new stream key from a key (int64 tensor) and a number (int or int64 tensor)."""
-    return mix(key + mix(torch.as_tensor(value, dtype=torch.int64, device=key.device) * GOLDEN_GAMMA + 1))
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=torch.int64, device=key.device)  # a copy would wait for the device
+    return mix(key + mix(value * GOLDEN_GAMMA + 1))
 
 
 def sequence_keys(tokens: Tensor, mask: Tensor, seed: int) -> Tensor:

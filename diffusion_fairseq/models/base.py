@@ -303,6 +303,8 @@ class DiffusionModel(Persistent):
 
         def estimate(rows: Tensor) -> Tensor:
             memory = example.memory.select(rows // example.copies)
+            if self.training and self.jitters_given:  # a row each, not one a source
+                memory = memory._replace(embedded=example.memory.embedded[rows])
             return self.denoise(xt[rows], t[rows], memory, example.packing.select(rows))
 
         return first_estimates(estimate, xt.detach(), SELF_CONDITIONING_RATE, generator)

@@ -43,13 +43,14 @@ class CopyHead(nn.Module):
         """(B, N * L, S) of queries (N * B, L, dim) and keys (B, S', dim); rows (N * B, L) and source (B, S) are bool,
         True where there is no padding; rows may be None, where there is none."""
         length, (sources, width) = query.size(1), source.shape
-        folded = query.reshape(sources, -1, query.size(-1))
-        scores = (aligned(folded, 1) @ key.transpose(1, 2))[:, : folded.size(1), :width] / query.size(-1) ** 0.5
+        folded = query.reshape(sources, -1, query.size(-1)) * query.size(-1) ** -0.5
+        # Their sums and the softmax in float32, whatever the network computes in.
+        scores = (aligned(folded, 1) @ key.transpose(1, 2))[:, : folded.size(1), :width].float()
         scores = scores.masked_fill(~source[:, None, :], 0.0).view(-1, length, width)
         if rows is not None:
             scores = scores.masked_fill(~rows[:, :, None], 0.0)
         wide = F.pad(scores, (REACH,) * 4)
-        summed = sum(weight * wide[:, k : k + length, k : k + width] for k, weight in enumerate(self.run))
+        summed = sum(weight * wide[:, k : k + length, k : k + width] for k, weight in enumerate(self.run.float()))
         return summed.view(sources, -1, width)
 
     def forward(self, x: Tensor, estimate: Tensor, packing: Packing, memory: KeyValue,
