@@ -71,7 +71,7 @@ def test_equal_prompts_get_texts_of_their_own_by_their_number():
 
 def test_a_given_word_that_is_never_written_leaves_scores_finite():
     model = make_diffusion_lm(DICTIONARY)
-    model.met_tokens.fill_(1)[DICTIONARY.index("a")] = 0
+    model.met_tokens.fill_(1)[prompt("a")[0]] = 0
     with torch.no_grad():
         generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=4, candidates=3), nbest=3)
         hypotheses = generator.generate([model], batch("ab__a_"))[0]
