@@ -208,7 +208,7 @@ def split_command_line() -> Tuple[List[str], List[str]]:
 def add_study_options(parser: argparse.ArgumentParser, each: str) -> None:
     """The options of a study that trains, several times for `each` of what it compares."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
-    parser.add_argument("--seeds", type=int, default=3, help=f"trainings {each} (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help=f"trainings {each} (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1,
                         help="trainings at a time, which share the cores: small models train two at a time faster than "
                              "one after the other (default: 1)")
