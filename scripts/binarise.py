@@ -7,8 +7,8 @@
 
 Reads text/{train,valid,test}.{src,tgt} in the folder, or for a language model text/{train,valid,test}.txt, whose
 dictionary gets the word <mask>; writes sentencepiece.model (unless one is given), encoded/ and data-bin/ there.
-Interrupted, the same command continues: a file that has its name is whole. With other options, or files of another size, it
-refuses to mix the two; what data-bin was made of stands in binarised.json.
+Interrupted, the same command continues: a file that has its name is whole. With other options, or files of another
+size, it refuses to mix the two; what data-bin was made of stands in binarised.json.
 """
 
 import argparse
