@@ -94,14 +94,14 @@ class DiffusionGenerator:
         if FIRST_WORD_PIECE in dictionary:
             self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
         self.fillers = [index for index, symbol in enumerate(dictionary.symbols) if is_filler(symbol)]
+        self.forbidden = self._forbidden()
 
     @property
     def clamping_from(self) -> Optional[Tensor]:
         """The timestep from which on estimates are clamped."""
         return self.levels[self.sampling.clamping_from].t if self.sampling.clamping else None
 
-    @property
-    def forbidden(self) -> Tensor:
+    def _forbidden(self) -> Tensor:
         """The tokens (V,) that are never generated, by what the model has met so far."""
         forbidden = self.model.unmet_tokens().cpu()
         forbidden[self.dictionary.bos()] = True
@@ -156,8 +156,8 @@ class DiffusionGenerator:
         width = src_tokens.size(1)
         src_tokens = F.pad(src_tokens, (0, aligned(width) - width), value=self.model.pad)
         found: Dict[int, List[Dict[str, Any]]] = {}
-        # Anew: of a generator that validates, made before training, the model's schedule may have moved since.
-        self.levels = self._levels()
+        # Anew: a generator that validates is made before training, which moves a schedule and meets tokens.
+        self.levels, self.forbidden = self._levels(), self._forbidden()
         encoded = self.model.encode(src_tokens)
         for sources, rows in self.buckets(encoded, src_tokens, sample.get("id") if self.model.numbered else None):
             hypotheses = self._hypotheses(self._denoise(rows), rows)

@@ -37,11 +37,14 @@ def stand_in(folder, layout, verses):
             (folder / name).write_text("".join(pair[side] + "\n" for pair in verses[split]), encoding="utf-8")
 
 
-def recipe(name, script, work, *arguments, **options):
+def environment(work):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"}
+
+
+def recipe(name, script, work, *arguments, **options):
     words = ["bash", REPOSITORY / "examples" / name / f"{script}.sh", *map(str, arguments)]
-    environment = {**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, env=environment, text=True, capture_output=True, timeout=600, **options)
+    return subprocess.run(words, env=environment(work), text=True, capture_output=True, timeout=600, **options)
 
 
 @pytest.mark.parametrize("name", ["xsum", "cnndm", "gigaword"])
@@ -123,10 +126,9 @@ def test_the_pre_training_recipe_runs_from_text_to_averaged_weights(tmp_path, ve
 
 def of_recipe(call, *options):
     """What a function of examples/recipe.sh prints."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = f'source "{REPOSITORY}/examples/recipe.sh"; {call} "$@"'
-    return subprocess.run(["bash", "-c", script, "recipe", *options], text=True, capture_output=True, check=True,
-                          env={**os.environ, "WORK": "WORK", "PATH": path}).stdout.strip()
+    return subprocess.run(["bash", "-c", script, "recipe", *options], env=environment("WORK"), text=True,
+                          capture_output=True, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("options, folder", [

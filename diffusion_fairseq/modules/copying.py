@@ -37,7 +37,7 @@ class CopyHead(nn.Module):
         """What is pointed at: keys (B, 1, S', dim) of the packed source (n, dim), S rounded up; its embeddings
         (B, 1, S, D) as values, of packed ones (n, D)."""
         key, value = (packing.spread(x) for x in (self.key(hidden), embedded))
-        return KeyValue(aligned(key, 1).unsqueeze(1), value.unsqueeze(1))
+        return KeyValue(filled_up(key, 1).unsqueeze(1), value.unsqueeze(1))
 
     def scores(self, query: Tensor, key: Tensor, rows: Optional[Tensor], source: Tensor) -> Tensor:
         """(B, N * L, S) of queries (N * B, L, dim) and keys (B, S', dim); rows (N * B, L) and source (B, S) are bool,
@@ -45,7 +45,7 @@ class CopyHead(nn.Module):
         length, (sources, width) = query.size(1), source.shape
         folded = query.reshape(sources, -1, query.size(-1)) * query.size(-1) ** -0.5
         # Their sums and the softmax in float32, whatever the network computes in.
-        scores = (aligned(folded, 1) @ key.transpose(1, 2))[:, : folded.size(1), :width].float()
+        scores = (filled_up(folded, 1) @ key.transpose(1, 2))[:, : folded.size(1), :width].float()
         scores = scores.masked_fill(~source[:, None, :], 0.0).view(-1, length, width)
         if rows is not None:
             scores = scores.masked_fill(~rows[:, :, None], 0.0)
@@ -63,14 +63,14 @@ class CopyHead(nn.Module):
         if mask is None:
             mask = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
         scores = self.scores(query, key, packing.mask, mask).masked_fill(~mask[:, None, :], -torch.inf)
-        weights = aligned(scores, 2, -torch.inf).softmax(dim=-1).to(value.dtype)
-        copied = (aligned(weights, 1) @ aligned(value, 1))[:, : scores.size(1)]
+        weights = filled_up(scores, 2, -torch.inf).softmax(dim=-1).to(value.dtype)
+        copied = (filled_up(weights, 1) @ filled_up(value, 1))[:, : scores.size(1)]
         copied = packing.pack(copied.reshape(*query.shape[:2], -1))
         # Widened first: the last of an odd number of vector registers is computed in another way, with other bits.
         return estimate + self.gate(x).repeat(1, estimate.size(-1)).sigmoid() * (copied - estimate)
 
 
-def aligned(x: Tensor, dim: int, fill: float = 0.0) -> Tensor:
+def filled_up(x: Tensor, dim: int, fill: float = 0.0) -> Tensor:
     """x with a dimension filled up to a multiple of ALIGNMENT: an entry of a product or of a softmax then has the same
     bits whatever the batch (Packing has the same reason)."""
     missing = -x.size(dim) % ALIGNMENT
