@@ -36,7 +36,7 @@ DIVERSITY = {
     "self_bleu": "self-BLEU",
     "div4": "div-4 %",
 }
-UTILITY_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+UTILITY_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rouge": "ROUGE-1/2/L"}
 UTILITIES = ("rougeL", "bleu")
 ORACLE_CHOSEN_BY = "rougeL"
 RESAMPLES = 1000

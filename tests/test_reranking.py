@@ -31,9 +31,12 @@ def test_bleu_is_sacrebleus_sentence_bleu(candidates):
 @given(ASCII)
 def test_rouge_is_rouge_scores(candidates):
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizers.DefaultTokenizer())
-    for name in ("rouge1", "rouge2", "rougeL"):
-        direct = [[100 * scorer.score(ref, hyp)[name].fmeasure for ref in candidates] for hyp in candidates]
-        assert pairwise(candidates, name) == pytest.approx(np.array(direct)), name
+    scores = [[scorer.score(ref, hyp) for ref in candidates] for hyp in candidates]
+    direct = {name: 100 * np.array([[pair[name].fmeasure for pair in row] for row in scores])
+              for name in ("rouge1", "rouge2", "rougeL")}
+    direct["rouge"] = sum(direct.values()) / 3
+    for name, matrix in direct.items():
+        assert pairwise(candidates, name) == pytest.approx(matrix), name
 
 
 def textbook_subsequence(left, right):
@@ -106,7 +109,7 @@ def test_the_choice_moves_with_a_permutation(candidates, draw, utility):
 
 
 def test_bad_calls_are_refused():
-    with pytest.raises(UserError, match="unknown utility 'rouge9'; known are bleu, rouge1, rouge2, rougeL"):
+    with pytest.raises(UserError, match="unknown utility 'rouge9'; known are bleu, rouge1, rouge2, rougeL, rouge"):
         mbr(["a"], "rouge9")
     with pytest.raises(UserError, match="no candidates"):
         mbr([], "bleu")

@@ -94,11 +94,17 @@ def rouge_l(texts: Sequence[str]) -> np.ndarray:
     return f1(common_subsequences(words), [len(line) for line in words])
 
 
+def rouge_mean(texts: Sequence[str]) -> np.ndarray:
+    """The mean of pairwise ROUGE-1, ROUGE-2 and ROUGE-L: what summaries are judged by."""
+    return (rouge_n(texts, 1) + rouge_n(texts, 2) + rouge_l(texts)) / 3
+
+
 UTILITIES: Dict[str, Callable[[Sequence[str]], np.ndarray]] = {
     "bleu": sentence_bleu,
     "rouge1": lambda texts: rouge_n(texts, 1),
     "rouge2": lambda texts: rouge_n(texts, 2),
     "rougeL": rouge_l,
+    "rouge": rouge_mean,
 }
 
 
