@@ -23,6 +23,7 @@ from diffusion_fairseq.models.condition import Condition
 from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, WARPED, SamplingConfig, check_sampling
 from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
+from diffusion_fairseq.text.reranking import by_usefulness, rouge_mean
 
 FIRST_WORD_PIECE = "[CLS]"  # begins every text of a model trained on BERT's word pieces, and is no word of it
 
@@ -141,7 +142,7 @@ class DiffusionGenerator:
 
     def generate(self, models, sample: Dict[str, Any], prefix_tokens: Optional[Tensor] = None,
                  constraints: Optional[Tensor] = None, **_) -> List[List[Dict[str, Any]]]:
-        """Hypotheses for each source of a batch, best score first.
+        """Hypotheses for each source of a batch, the best first.
 
         Args:
             models: the model this generator was built with, alone in a list.
@@ -163,8 +164,17 @@ class DiffusionGenerator:
             hypotheses = self._hypotheses(self._denoise(rows), rows)
             for place, source in enumerate(sources):
                 group = hypotheses[place * self.per_source : (place + 1) * self.per_source]
-                found[source] = sorted(group, key=lambda hypothesis: -hypothesis["score"])
+                found[source] = self._ranked(group)
         return [found[source] for source in range(len(src_tokens))]
+
+    def _ranked(self, hypotheses: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """One source's hypotheses, the best by --rank-by first; the surer first of those that MBR finds equal."""
+        surest = sorted(hypotheses, key=lambda hypothesis: -hypothesis["score"])
+        if self.sampling.rank_by == "score":
+            return surest
+        texts = [[token for token in hypothesis["tokens"].tolist() if token not in self.symbols_to_strip_from_output]
+                 for hypothesis in surest]
+        return [surest[place] for place in by_usefulness(rouge_mean(texts))]
 
     def steps_histogram(self) -> str:
         """How many hypotheses took how many steps, a line for each tenth of the steps; empty before any was made."""

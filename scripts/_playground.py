@@ -160,7 +160,7 @@ class Served:
         tokens = self.encode(" ".join(text.encode("utf-8", "replace").decode("utf-8").split()))
         if len(tokens) > self.longest:
             raise UserError(f"the text has {len(tokens)} tokens, the model takes {self.longest}: shorten it")
-        if mostly_unknown([tokens], self.task.source_dictionary.unk()):
+        if mostly_unknown([tokens], self.task.source_dictionary):
             raise UserError("most words of the text are unknown to the model")
         if not self.task.prompts:
             if len(tokens) < 2:

@@ -1,6 +1,7 @@
 """What a training leaves behind: its logs, its checkpoint, and the texts that were generated from it."""
 
 import argparse
+import ast
 import dataclasses
 import enum
 import os
@@ -76,7 +77,8 @@ def read_run(folder: Path, logs: Sequence[Path] = ()) -> Run:
     run.logs = in_order(list(logs) or beside(folder, *LOGS, wanted=lambda path: is_log(path, folder)))
     run.series = read_series([str(log) for log in run.logs], skipped=(), broken=run.broken)
     if not run.logs:
-        run.missing["log"] = f"No log of a training in {folder} or the folder above it; --logs names one elsewhere."
+        run.missing["log"] = f"No log of a training in {folder} or the folder above it: --logs names one elsewhere, " \
+                             "--log-file of the training writes one."
     read_checkpoint(run)
     if not run.logs and run.checkpoint is None:
         raise UserError(f"{folder} holds neither a log of a training nor a checkpoint that can be read: name the "
@@ -162,9 +164,17 @@ def changed_options(cfg: Mapping[str, Mapping[str, Any]]) -> List[Tuple[str, str
         known = defaults(group, options.get("_name"))
         for name, value in options.items():
             default = referred(known.get(name), cfg)
-            if name != "_name" and (name not in known or value != default):
+            if name != "_name" and (name not in known or as_given(value) != as_given(default)):
                 rows.append((group, name, value, default))
     return rows
+
+
+def as_given(value: Any) -> Any:
+    """A value, of which a list and what is written for it on a command line are the same."""
+    try:
+        return tuple(value if isinstance(value, (list, tuple)) else ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError):
+        return value
 
 
 def defaults(group: str, name: Optional[str]) -> Dict[str, Any]:

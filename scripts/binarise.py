@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,27 @@ def sides_of(text: Path) -> Tuple[str, ...]:
         if not path.stat().st_size:
             raise DataError(f"{path} is empty: prepare the text again")
     return sides
+
+
+def check_parallel(text: Path) -> None:
+    """Refuse sides of unequal length.
+
+    Raises:
+        DataError: naming the first split whose source and target have not as many lines.
+    """
+    for split in SPLITS:
+        counts = [sum(1 for _ in _lines(text / f"{split}.{side}")) for side in PAIR]
+        if counts[0] != counts[1]:
+            raise DataError(f"{text / split}.{PAIR[0]} has {counts[0]:,} lines, .{PAIR[1]} has {counts[1]:,}: line n "
+                            "of one must belong to line n of the other")
+
+
+def unknown_words(log: Path) -> Iterator[str]:
+    """What fairseq-preprocess said of words that the dictionary lacks, a line for each split and side with such."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = re.search(r"\[(\w+|None)\] (\S+): .* ([\d.]+)% replaced", line)
+        if found and float(found[3]):
+            yield f"{Path(found[2]).name}: {found[3]} % of its subwords are not in the dictionary"
 
 
 def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
@@ -176,6 +198,8 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
     if binary.exists():
         print(f"  already there: {binary}")
         return binary
+    if sides == PAIR:
+        check_parallel(text)
     options = ["--workers", str(workers)]
     options += ["--srcdict", str(dictionary)] if dictionary else \
         ["--nwordssrc", str(vocabulary), "--nwordstgt", str(vocabulary)] if words else []
@@ -190,6 +214,8 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
                 encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
     preprocess(encoded, sides, binary, options, work / "preprocess.log", joined)
     (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
+    for said in unknown_words(work / "preprocess.log"):
+        print(f"  {said}")
     print(f"  written: {binary}")
     return binary
 

@@ -159,6 +159,8 @@ def signatures(args: argparse.Namespace, evaluation: Evaluation) -> dict[str, st
 def print_report(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, intervals: dict | None) -> None:
     print(tables(args, evaluation, intervals))
     print(f"\n{len(model)} sentences; F1 x 100 for ROUGE, corpus scores from 0 to 100 for BLEU and chrF")
+    if len(model.candidates) > 1:
+        print("the first row has each sentence's first candidate: the one that --rank-by of the generation put there")
     if any(evaluation.chosen.values()):
         print("MBR takes each sentence's candidate that is most like the others, without the reference")
     if evaluation.chosen:

@@ -43,7 +43,7 @@ def typed(task, arguments: argparse.Namespace):
     tokens = list(map(encoder(task, model), lines))
     if not tokens:
         raise UserError(f"{arguments.input} holds no line")
-    if mostly_unknown(tokens, task.source_dictionary.unk()):
+    if mostly_unknown(tokens, task.source_dictionary):
         raise UserError(f"{arguments.input} holds words that the dictionary lacks: give --bpe-model")
     return task.build_dataset_for_inference(tokens, [len(line) for line in tokens])
 
@@ -114,8 +114,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=100, help="the first so many texts (default: 100)")
     add_sampling_arguments(parser, DEFAULT_STEPS)
     parser.add_argument("--candidates", type=int, default=5, help="for each source (default: 5)")
-    parser.add_argument("--exit-patience", type=int, default=3, metavar="STEPS",
-                        help="show where early exit with so much patience would end (default: 3)")
+    parser.add_argument("--exit-patience", type=int, default=10, metavar="STEPS",
+                        help="show where early exit with so much patience would end (default: 10)")
     parser.add_argument("--output", type=Path, default=Path("explore.html"), help="page to write")
     return parser.parse_args()
 

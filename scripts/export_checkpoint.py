@@ -13,6 +13,7 @@ code, is refused.
 
 import argparse
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from diffusion_fairseq.errors import UserError
 
+STARTING_SHARE = 0.05  # of the weights that training began with, which the EMA may still hold
 EMA_KEYS = ("ema_fp32_params", "ema")  # the more exact one first
 TRAINING_ONLY = {*EMA_KEYS, "metrics"}
 
@@ -59,6 +61,16 @@ def ema_weights(state: dict, path: str) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds no EMA weights; they are kept when training with --store-ema")
     check_same_tensors(state["model"], weights, (path, "its EMA"))
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+
+
+def warn_of_starting_weights(state: dict, path: str) -> None:
+    """Say so where the EMA still holds much of what training began with: it was short for such a decay."""
+    cfg = state.get("cfg") or {}
+    decay = (cfg.get("ema") or {}).get("ema_decay")
+    share = decay ** state["optimizer_history"][-1]["num_updates"] if decay else 0
+    if share > STARTING_SHARE:
+        print(f"warning: {share:.0%} of {path}'s EMA is what training began with: train longer, or with a smaller "
+              f"--ema-decay than {decay:g}, or take the weights themselves by --average {path}", file=sys.stderr)
 
 
 def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
@@ -132,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.ema:
         state = checkpoint_utils.load_checkpoint_to_cpu(args.ema)
         weights = ema_weights(state, args.ema)
+        warn_of_starting_weights(state, args.ema)
     else:
         state, weights = averaged_weights(args.average)
     exported = decoding_checkpoint(state, halved(weights) if args.share else weights)

@@ -85,8 +85,8 @@ def losses_over_time(run: Run) -> Section:
     title = "Loss over t"
     found = loss_over_time(run.state)
     if found is None:
-        return Section(title, [run.missing.get("checkpoint", "The checkpoint's law of t has met no losses: they are "
-                               "kept with --timestep-sampler loss-second-moment, time-warp or gumbel alone."),
+        return Section(title, [run.missing.get("checkpoint", "Not recorded: losses at each t are kept with "
+                               "--timestep-sampler loss-second-moment, time-warp or gumbel alone."),
                                "Term t0 above, where there is one, is the loss at t = 0."])
     size = -(-len(found.t) // MOST_POINTS)
     t, loss, drawn = ([part.mean().item() for part in values.double().split(size)]
@@ -270,7 +270,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(arguments)
     run = read_run(args.folder, args.logs)
     output = args.output or Path("report" + ENDINGS[args.format])
-    page = FORMATS[args.format](f"Training: {args.folder.resolve().name}", report(run, args.samples))
+    name = "/".join(args.folder.resolve().parts[-2:])
+    page = FORMATS[args.format](f"Training: {name}", report(run, args.samples))
     output.write_text(page, encoding="utf-8")
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB; logs: {', '.join(map(str, run.logs)) or 'none'}; "
           f"broken lines: {sum(map(len, run.broken.values()))}")

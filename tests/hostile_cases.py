@@ -178,7 +178,8 @@ CHECKPOINTS = {
     "checkpoint of another classifier": Case(
         generate("--classifier WORK/ck/checkpoint_last.pt --classifier-label good"), "checkpoint_last.pt.*genie_tiny"),
     "resumed with other sizes": Case(
-        train("--restore-file WORK/ck/checkpoint_last.pt --ffn-dim 8"), "checkpoint_last.pt does not fit.*give the"),
+        train("--restore-file WORK/ck/checkpoint_last.pt --ffn-dim 8"),
+        "checkpoint_last.pt does not fit.*--ffn-dim 128: give the same"),
     "resumed from nothing": Case(train("--restore-file HERE/none.pt"), "--restore-file HERE/none.pt: no such.*name"),
     "fine-tuned from nothing": Case(
         train("--finetune-from-model HERE/none.pt"), "--finetune-from-model HERE/none.pt: no such.*name"),
@@ -186,7 +187,7 @@ CHECKPOINTS = {
         train("--restore-file HERE/a.pt --finetune-from-model HERE/b.pt"), "--restore-file.*leave one out"),
     "checkpoint to start from is of another size": Case(
         train("--arch genie_small --finetune-from-model WORK/ck/checkpoint_last.pt"),
-        "checkpoint_last.pt does not fit this model.*--arch and the sizes"),
+        "checkpoint_last.pt does not fit this model: it was trained with --arch genie_tiny: give the same"),
 }
 
 OWN = generate(data="HERE/bin")

@@ -28,4 +28,20 @@ def test_another_vocabulary_or_text_is_refused_and_a_wrong_start_is_not(tmp_path
         stream.write("one more\n")
     other = run_script("binarise.py", tmp_path, "--vocabulary", "30", "--workers", "1", check=False)
     assert other.returncode == 1 and "with other text (see" in other.stderr
+    (tmp_path / "binarised.json").rename(tmp_path / "aside")
+    (tmp_path / "data-bin").rename(tmp_path / "elsewhere")
+    other = run_script("binarise.py", tmp_path, "--vocabulary", "30", "--workers", "1", check=False)
+    assert other.returncode == 1 and f"{text}/train.src has 61 lines, .tgt has 60: line n of one" in other.stderr
+    (tmp_path / "aside").rename(tmp_path / "binarised.json")
     assert json.loads((tmp_path / "binarised.json").read_text())["vocabulary"] == 30
+
+
+def test_words_that_a_given_dictionary_lacks_are_counted(tmp_path):
+    dictionary = tmp_path / "dict.txt"
+    dictionary.write_text("a 1\nb 1\nc 1\n")
+    (tmp_path / "text").mkdir()
+    for name in (f"{split}.{side}" for split in ("train", "valid", "test") for side in ("src", "tgt")):
+        (tmp_path / "text" / name).write_text("a b\nc d\n" if name == "test.tgt" else "a b\na b\n")
+    said = run_script("binarise.py", tmp_path, "--words", "--dictionary", dictionary, "--workers", "1").stdout
+    assert [line.strip() for line in said.splitlines() if "%" in line] == [
+        "test.tgt: 16.7 % of its subwords are not in the dictionary"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairseq import options
+from fairseq import options, trainer
 from fairseq.data import (
     Dictionary,
     LanguagePairDataset,
@@ -22,6 +22,7 @@ from fairseq.data import (
 )
 from fairseq.dataclass.configs import EMAConfig, FairseqConfig
 from fairseq.distributed import utils as distributed
+from fairseq.logging import progress_bar
 from fairseq.models.distributed_fairseq_model import DistributedFairseqModel
 from fairseq.models.ema.ema import EMA
 from fairseq.models.transformer import TransformerModel
@@ -237,6 +238,26 @@ def test_model_on_the_cpu_is_replicated(tmp_path):
 
 
 # The package
+
+
+def test_layers_without_a_bias_do_not_share_one():
+    layers = torch.nn.Sequential(*(torch.nn.Linear(3, 3, bias=False) for _ in range(3)))
+    assert trainer._catalog_shared_params(layers) == []
+    layers[2].weight = layers[0].weight
+    assert trainer._catalog_shared_params(layers) == [["0.weight", "2.weight"]]
+
+
+def test_a_log_file_has_each_line_once(tmp_path, caplog):
+    caplog.set_level("INFO", progress_bar.logger.name)
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    try:
+        for epoch, log in enumerate((*logs, *logs), 1):
+            bar = progress_bar.progress_bar([1], log_format="simple", log_file=str(log), epoch=epoch)
+            bar.print({"loss": "1"}, tag="train")
+        first, second = (log.read_text().splitlines() for log in logs)
+        assert [len(first), len(second)] == [4, 3] and "epoch 003" in first[2]
+    finally:
+        progress_bar.logger.handlers.clear()
 
 
 def test_mending_twice_changes_nothing():

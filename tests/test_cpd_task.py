@@ -339,9 +339,13 @@ def test_generation_and_validation_fill_in_the_paragraphs(work):
 
 @pytest.mark.slow
 def test_fine_tuning_with_other_lengths_resumes_and_generates(work, tmp_path):
+    pretrained = torch.load(work / "ck" / "checkpoint_last.pt", weights_only=True)
+    pretrained["extra_state"]["previous_training_time"] = 36000  # which are not this training's hours
+    torch.save(pretrained, tmp_path / "pretrained.pt")
     options = [work / "pairs", *TUNE, *TRAIN, "--save-dir", tmp_path, "--finetune-from-model",
-               work / "ck" / "checkpoint_last.pt", "--num-workers", "0", "--length-margin", "1"]
+               tmp_path / "pretrained.pt", "--num-workers", "0", "--length-margin", "1", "--stop-time-hours", "1"]
     log = run_module("train", *options, "--max-update", "10").stdout
+    assert "detected shared parameter" not in log
     assert "encoder.positions.weight 40 -> 16, positions.weight 16 -> 24" in log
     assert sorted(losses(log)) == list(range(1, 11))
     log = run_module("train", *options, "--max-update", "14").stdout
@@ -372,7 +376,10 @@ def test_fine_tuning_starts_an_ema_from_weights_with_and_without_one(work, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options, message", [
-    (["--latent-dim", "16"], "does not fit this model .*size mismatch"),
+    (["--latent-dim", "16"], "does not fit this model: it was trained with --latent-dim 32: give the same .*mismatch"),
+    (["--copy-source", "--encoder-layers", "1"],
+     "does not fit this model: it was trained with --encoder-layers 2, no --copy-source: give the same "),
+    (["--arch", "genie_small"], "does not fit this model: it was trained with --arch genie_tiny: give the same "),
     ([], "another target dictionary"),
 ])
 def test_what_no_length_explains_ends_in_one_line(work, tmp_path, options, message):

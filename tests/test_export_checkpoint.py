@@ -1,7 +1,7 @@
 """scripts/export_checkpoint.py: EMA and averaged weights as checkpoints that decode."""
 
-import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,8 @@ from helpers import REPOSITORY, run_module
 
 from diffusion_fairseq.errors import UserError
 
-spec = importlib.util.spec_from_file_location(
-    "export_script", REPOSITORY / "scripts" / "export_checkpoint.py"
-)
-export_checkpoint = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export_checkpoint)
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import export_checkpoint  # noqa: E402
 
 
 def checkpoint(path, weights, ema=None, ema_fp32_params=None, updates=7):
@@ -62,6 +59,16 @@ def test_ema_takes_the_place_of_the_model(tmp_path):
     assert state["optimizer_history"] == before["optimizer_history"]
     assert state["extra_state"] == {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}, "val_loss": 1.5}
     assert "last_optimizer_state" not in state
+
+
+@pytest.mark.parametrize("updates, warned", [(100, True), (5000, False)])
+def test_an_ema_that_is_mostly_what_training_began_with_is_said_to_be(tmp_path, capsys, updates, warned):
+    source = checkpoint(tmp_path / "a.pt", weights(1.0), ema=weights(3.0), updates=updates)
+    state = torch.load(source, weights_only=True)
+    state["cfg"]["ema"] = {"ema_decay": 0.999}
+    torch.save(state, source)
+    run("--ema", source, "--output", tmp_path / "ema.pt")
+    assert (f"warning: 90% of {source}'s EMA is what training began with" in capsys.readouterr().err) is warned
 
 
 def test_ema_in_half_precision_becomes_float32_and_its_exact_copy_is_preferred(tmp_path):

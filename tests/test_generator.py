@@ -8,6 +8,7 @@ from diffusion_fairseq.diffusion.noise import gaussian_noise
 from diffusion_fairseq.diffusion.solvers import initial_state
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import START, DiffusionGenerator
+from diffusion_fairseq.text.reranking import by_usefulness, pairwise
 
 DICTIONARY = make_dictionary()
 PAD, EOS, BOS = DICTIONARY.pad(), DICTIONARY.eos(), DICTIONARY.bos()
@@ -91,6 +92,16 @@ def test_seed_changes_the_text_and_repeats_it():
     model, sample = sharp_genie(), make_sample(DICTIONARY, [5, 8])
     one, again, other = (generate(model, sample, seed=seed)[1][0]["tokens"].tolist() for seed in (3, 3, 4))
     assert one == again != other
+
+
+def test_mbr_puts_the_one_most_like_the_others_first_and_changes_no_text():
+    model, sample = sharp_genie(), make_sample(DICTIONARY, [5, 8, 11])
+    for surest, usual in zip(*(generate(model, sample, candidates=6, rank_by=by) for by in ("score", "mbr"))):
+        words = [[f"w{token}" for token in h["tokens"].tolist() if token != EOS] for h in surest]
+        texts = [" ".join(line) for line in words]
+        order = by_usefulness(pairwise(texts, "rouge"))
+        assert order != list(range(6)) and [h["score"] for h in usual] == [surest[i]["score"] for i in order]
+        assert all(h["tokens"].equal(surest[i]["tokens"]) for h, i in zip(usual, order))
 
 
 def test_hypotheses_are_sorted_by_the_mean_log_probability_of_their_tokens():
@@ -258,6 +269,7 @@ def test_half_precision_network_keeps_a_float32_state():
     ({"ddpm_variance": "big"}, "--ddpm-variance 'big'.*posterior, beta"),
     ({"ddim_eta": 1.5}, "--ddim-eta"),
     ({"candidates": 0}, "--candidates"),
+    ({"rank_by": "beam"}, "--rank-by 'beam'.*score or mbr"),
     ({"length_beam": 0}, "--length-beam"),
     ({"nbest": 2}, "--nbest 2"),
     ({"clamping_from": 2}, "--clamping"),

@@ -47,7 +47,7 @@ OPTIONS = {
     },
     SamplingConfig: {
         "diffusion_steps", "solver", "sampling_grid", "exit_patience", "exit_entropy", "stride_as_published",
-        "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates",
+        "ddpm_variance", "ddim_eta", "clamping", "clamping_from", "candidates", "rank_by",
         "length_beam", "seed", "joint_sampling", "initial_noise_scale", "score_temperature", "guidance_scale",
         "classifier", "classifier_label", "classifier_scale", "classifier_steps", "classifier_fluency",
     },

@@ -190,7 +190,7 @@ def test_what_is_missing_is_said(tmp_path):
     save(tmp_path / "other.pt")
     page = page_of(tmp_path, tmp_path, "--format", "markdown")
     assert page.count("No log of a training in") == 6 and "| checkpoint | other.pt |" in page
-    assert "has met no losses: they are kept with --timestep-sampler" in page
+    assert "Not recorded: losses at each t are kept with --timestep-sampler" in page
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path):

@@ -26,10 +26,13 @@ from diffusion_fairseq.compat.saving import save_whole_checkpoints
 from diffusion_fairseq.compat.search import diverse_beam_search
 from diffusion_fairseq.compat.starts import report_bad_metric, report_bad_training
 from diffusion_fairseq.compat.training import (
+    absent_parameters,
     better_transformer,
     bf16_is_not_tpu,
     ema_of_other_shapes,
     ema_version,
+    one_log_handler,
+    own_training_time,
     portable_encoder_layers,
 )
 
@@ -60,6 +63,9 @@ MENDS = (
     ema_version,
     ema_of_other_shapes,
     bf16_is_not_tpu,
+    own_training_time,
+    one_log_handler,
+    absent_parameters,
     better_transformer,
     portable_encoder_layers,
     diverse_beam_search,

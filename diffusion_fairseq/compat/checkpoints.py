@@ -5,7 +5,8 @@ import codecs
 import os
 import pickle
 import re
-from typing import Sequence
+from collections.abc import Mapping
+from typing import List, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from diffusion_fairseq.compat.literals import is_program, strings
+from diffusion_fairseq.compat.options import flag
 from diffusion_fairseq.compat.patching import replace
 from diffusion_fairseq.errors import UserError
 
@@ -111,12 +113,42 @@ def about(files: Sequence[str], error: UserError) -> UserError:
     return error if named else UserError(f"{', '.join(map(str, files))}: {error}")
 
 
-def misfit(filename: str, error: BaseException) -> UserError:
-    """Why training cannot start from a checkpoint's weights."""
+def misfit(filename: str, error: BaseException, model, in_save_dir: bool) -> UserError:
+    """Why training cannot start from a checkpoint's weights.
+
+    Args:
+        model: the settings of the model that is trained.
+        in_save_dir: the checkpoint is one that training goes on with by itself.
+    """
     if isinstance(error, UserError):
         return about([filename], error)
-    return UserError(f"checkpoint {filename} does not fit this model ({one_line(str(error))}): give the --arch and the "
-                     "sizes it was trained with, or start anew in another --save-dir")
+    others = other_options(checkpoint_utils.load_checkpoint_to_cpu(filename), model)
+    remedy = f"it was trained with {', '.join(others)}: give the same" if others else \
+        "give the --arch and the sizes it was trained with"
+    anew = ", or start anew in another --save-dir" if in_save_dir else ""
+    return UserError(f"checkpoint {filename} does not fit this model: {remedy}{anew} ({one_line(str(error))})")
+
+
+def other_options(state: dict, model) -> List[str]:
+    """The options that a checkpoint's model had and this one has not; empty where its settings are no mapping, as those
+    of stock architectures. An --arch stands for all that it implies."""
+    settings = state.get("cfg")
+    theirs = settings.get("model") if isinstance(settings, Mapping) else None
+    if not isinstance(theirs, Mapping) or not isinstance(model, Mapping):
+        return []
+    if theirs.get("_name") != model.get("_name"):
+        return [f"--arch {theirs.get('_name')}"]
+    # Rates shape no weights, and lengths are fitted in.
+    changed = [name for name, value in theirs.items() if name in model and value != model[name]
+               and not isinstance(value, float) and not name.startswith("max_")]
+    return [as_given(flag(name), theirs[name]) for name in changed]
+
+
+def as_given(option: str, value: object) -> str:
+    """An option as it is given: a switch has no value."""
+    if isinstance(value, bool):
+        return option if value else f"no {option}"
+    return f"{option} {value}"
 
 
 def report_bad_checkpoints() -> None:
@@ -168,7 +200,8 @@ def report_bad_checkpoints() -> None:
         except Exception as error:
             if not str(error).startswith("Cannot load model parameters from checkpoint"):
                 raise
-            raise misfit(filename, error.__context__) from error
+            in_save_dir = os.path.dirname(filename) == self.cfg.checkpoint.save_dir.rstrip("/")
+            raise misfit(filename, error.__context__, self.cfg.model, in_save_dir) from error
         finally:
             starting_ema.clear()
 

@@ -10,6 +10,8 @@ from typing import Any, Dict, List, NoReturn, Optional
 
 from fairseq import options
 from fairseq.data import data_utils
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from diffusion_fairseq.compat.patching import replace
@@ -88,10 +90,10 @@ def print_help(parser: argparse.ArgumentParser) -> NoReturn:
 def complain(parser: argparse.ArgumentParser, message: str) -> None:
     """End the process with an error in parsing, and what may have been meant."""
     unknown = OPTION.search(message) if message.startswith("unrecognized arguments") else None
-    owners = tasks_with(unknown[0]) if unknown else []
+    owners = owners_of(unknown[0]) if unknown else []
     meant = misspelt(parser, message)
     if owners:
-        message += f": an option of --task {', '.join(owners)}"
+        message += f": an option of {' and '.join(owners)}"
     elif meant:
         # Hundreds of names help less than the one that is meant.
         message = re.sub(r" \(choose from .*\)$", "", message) + f": did you mean {meant}?"
@@ -99,10 +101,15 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
     sys.exit(2)
 
 
-def tasks_with(option: str) -> List[str]:
-    """The tasks that have an option."""
-    name = option.removeprefix("--").replace("-", "_")
-    return sorted(task for task, made in TASK_DATACLASS_REGISTRY.items() if name in made.__dataclass_fields__)
+def owners_of(option: str) -> List[str]:
+    """The choices that have an option: tasks, models and criterions, each kind in the order of the alphabet."""
+    name, found = option.removeprefix("--").replace("-", "_"), []
+    kinds = (("--task", TASK_DATACLASS_REGISTRY), ("a model", MODEL_DATACLASS_REGISTRY),
+             ("--criterion", REGISTRIES["criterion"]["dataclass_registry"]))
+    for kind, registry in kinds:
+        known = sorted(choice for choice, made in registry.items() if name in getattr(made, "__dataclass_fields__", ()))
+        found += [f"{kind} {', '.join(known)}"] if known else []
+    return found
 
 
 def misspelt(parser: argparse.ArgumentParser, message: str) -> Optional[str]:

@@ -1,8 +1,12 @@
-"""Options of the host that do not keep their word, --store-ema, --ema-fp32 and --bf16, and 0.12.2's encoder layers."""
+"""Options of the host that do not keep their word (--store-ema, --ema-fp32, --bf16, --stop-time-hours, --log-file), and
+0.12.2's encoder layers."""
 
+import logging
+import os
 import sys
 
-from fairseq import options
+from fairseq import options, trainer
+from fairseq.logging import progress_bar as progress_bars
 from fairseq.models.ema.ema import EMA
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 
@@ -61,6 +65,54 @@ def bf16_is_not_tpu() -> None:
         return parsed
 
     replace(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def own_training_time() -> None:
+    """Let --stop-time-hours count the hours of this training, not those of the one that it is fine-tuned from.
+
+    Both hosts: --finetune-from-model takes that training's hours over, and may stop after the first update.
+    """
+    stock = trainer.Trainer.load_checkpoint
+
+    def load_checkpoint(self, filename, reset_optimizer=False, reset_lr_scheduler=False, optimizer_overrides=None,
+                        reset_meters=False):
+        found = stock(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        if reset_meters:
+            self._previous_training_time = 0
+        return found
+
+    trainer.Trainer.load_checkpoint = load_checkpoint
+
+
+def one_log_handler() -> None:
+    """Write each line of --log-file once.
+
+    Both hosts: every epoch adds a handler, so that the lines of the n-th are there n times.
+    """
+    stock = progress_bars.progress_bar
+
+    def progress_bar(*args, log_file=None, **kwargs):
+        written = [handler.baseFilename for handler in progress_bars.logger.handlers
+                   if isinstance(handler, logging.FileHandler)]
+        if log_file is not None and os.path.abspath(log_file) in written:
+            log_file = None
+        return stock(*args, log_file=log_file, **kwargs)
+
+    replace(progress_bars, "progress_bar", progress_bar)
+
+
+def absent_parameters() -> None:
+    """Take parameters that are not there for none.
+
+    Both hosts: every layer without a bias is said to share it ("detected shared parameter") with all the others.
+    """
+    stock = trainer._catalog_shared_params
+
+    def catalog(module, memo=None, prefix=""):
+        shared = stock(module, memo, prefix)
+        return shared and [paths for paths in shared if trainer._get_module_by_path(module, paths[0]) is not None]
+
+    trainer._catalog_shared_params = catalog
 
 
 def better_transformer() -> None:

@@ -12,14 +12,15 @@ logger = logging.getLogger(__name__)
 SPACE = "\u2581"  # sentencepiece's
 
 
-def mostly_unknown(lines: Sequence[Tensor], unknown: int) -> bool:
-    """Whether more than half of the tokens of some lines are the unknown one."""
-    return sum(int((line == unknown).sum()) for line in lines) * 2 > sum(map(len, lines))
+def mostly_unknown(lines: Sequence[Tensor], dictionary: Dictionary) -> bool:
+    """Whether more than half of the tokens of some lines, their ends aside, are the unknown one."""
+    tokens = torch.cat(list(lines))
+    return 2 * int((tokens == dictionary.unk()).sum()) > int((tokens != dictionary.eos()).sum())
 
 
 def warn_of_unknown_words(lines: Sequence[Tensor], dictionary: Dictionary) -> None:
     """Say so where typed lines have almost no word of the dictionary: they were not split into its subwords."""
-    if mostly_unknown(lines, dictionary.unk()):
+    if mostly_unknown(lines, dictionary):
         logger.warning("most words are not in the dictionary: is it one of subwords? then give --bpe sentencepiece "
                        "--sentencepiece-model FILE")
 

@@ -134,7 +134,8 @@ class Persistent(LearnsTimesteps):
         for side in self.dictionaries.keys() & theirs.keys():
             if theirs[side] != self.dictionaries[side]:
                 raise UserError(f"the checkpoint was trained with another {side} dictionary, of as many types: "
-                                "binarise with the one it was trained with (--srcdict, --tgtdict)")
+                                "binarise with the one it was trained with (--srcdict and --tgtdict of "
+                                "fairseq-preprocess, --dictionary of scripts/binarise.py)")
         check_finite(state_dict)
 
 

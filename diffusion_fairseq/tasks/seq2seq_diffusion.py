@@ -119,8 +119,10 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         if cfg.source_lang is None or cfg.target_lang is None:
             cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
         if cfg.source_lang is None or cfg.target_lang is None:
-            raise UserError(f"{folder} holds no pair of languages: give --source-lang and --target-lang, or binarise "
-                            "the data with fairseq-preprocess")
+            inside = os.path.join(folder, "data-bin")
+            remedy = f"did you mean {inside}?" if os.path.isdir(inside) else \
+                "give --source-lang and --target-lang, or binarise the data with fairseq-preprocess"
+            raise UserError(f"{folder} holds no pair of languages: {remedy}")
         return super().setup_task(cfg, **kwargs)
 
     @classmethod

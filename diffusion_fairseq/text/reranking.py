@@ -46,9 +46,14 @@ def pairwise(candidates: Sequence[str], utility: str = "rougeL") -> np.ndarray:
 
 def most_useful(matrix: np.ndarray) -> int:
     """The row of an (N, N) utility matrix with the largest mean off the diagonal; the first of equal ones."""
+    return by_usefulness(matrix)[0]
+
+
+def by_usefulness(matrix: np.ndarray) -> List[int]:
+    """All rows of an (N, N) utility matrix, the largest mean off the diagonal first; equal ones in their order."""
     # fsum is exact whatever the order, so that permuted candidates do not tie or part by rounding
     means = [math.fsum(row) - row[i] for i, row in enumerate(matrix.tolist())]
-    return means.index(max(means))
+    return sorted(range(len(means)), key=lambda i: -means[i])
 
 
 def oracle_best_of(reference_scores: Sequence[float]) -> int:
@@ -81,30 +86,32 @@ def sentence_bleu(texts: Sequence[str]) -> np.ndarray:
     return np.where(any_match, 100 * np.exp(brevity + log_precisions / orders), 0)
 
 
-def rouge_n(texts: Sequence[str], n: int) -> np.ndarray:
-    """Pairwise ROUGE-N F1, 0 to 100 (Lin, 2004), lower-cased, without stemming."""
-    words = [rouge_words(text) for text in texts]
-    counts = [max(len(line) - n + 1, 0) for line in words]
-    return f1(shared_ngrams(words, n), counts)
+def rouge_n(texts: Sequence[Words], n: int) -> np.ndarray:
+    """Pairwise ROUGE-N F1, 0 to 100 (Lin, 2004)."""
+    return f1(shared_ngrams(texts, n), [max(len(text) - n + 1, 0) for text in texts])
 
 
-def rouge_l(texts: Sequence[str]) -> np.ndarray:
-    """Pairwise ROUGE-L F1, 0 to 100 (Lin, 2004), lower-cased, without stemming."""
-    words = [rouge_words(text) for text in texts]
-    return f1(common_subsequences(words), [len(line) for line in words])
+def rouge_l(texts: Sequence[Words]) -> np.ndarray:
+    """Pairwise ROUGE-L F1, 0 to 100 (Lin, 2004)."""
+    return f1(common_subsequences(texts), [len(text) for text in texts])
 
 
-def rouge_mean(texts: Sequence[str]) -> np.ndarray:
+def rouge_mean(texts: Sequence[Words]) -> np.ndarray:
     """The mean of pairwise ROUGE-1, ROUGE-2 and ROUGE-L: what summaries are judged by."""
     return (rouge_n(texts, 1) + rouge_n(texts, 2) + rouge_l(texts)) / 3
 
 
+def _of_rouge_words(utility: Callable[[Sequence[Words]], np.ndarray]) -> Callable[[Sequence[str]], np.ndarray]:
+    """A utility of texts by their words, lower-cased, without stemming."""
+    return lambda texts: utility([rouge_words(text) for text in texts])
+
+
 UTILITIES: Dict[str, Callable[[Sequence[str]], np.ndarray]] = {
     "bleu": sentence_bleu,
-    "rouge1": lambda texts: rouge_n(texts, 1),
-    "rouge2": lambda texts: rouge_n(texts, 2),
-    "rougeL": rouge_l,
-    "rouge": rouge_mean,
+    "rouge1": _of_rouge_words(lambda texts: rouge_n(texts, 1)),
+    "rouge2": _of_rouge_words(lambda texts: rouge_n(texts, 2)),
+    "rougeL": _of_rouge_words(rouge_l),
+    "rouge": _of_rouge_words(rouge_mean),
 }
 
 
