@@ -53,7 +53,7 @@ def split(line):
         if word not in ("&&", "|", ";"):
             words.append(word)
             continue
-        words = list(takewhile(lambda w: not w.startswith(">"), words))
+        words = list(takewhile(lambda w: not re.match("2?>", w), words))
         while words and re.match(r"[A-Z_]+=", words[0]):
             words.pop(0)
         if words and (words[0] in ("bash", "python") or words[0].startswith("fairseq-")):
