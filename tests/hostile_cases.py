@@ -229,6 +229,9 @@ DICTIONARY = {
 BINARY = {
     "data folder missing": Case(generate(data="HERE/none"), "no such data folder: HERE/none; make it"),
     "data folder empty": Case(generate(data="HERE"), "HERE holds no pair of languages: give"),
+    "data folder one too high": Case(
+        generate(data="HERE"), "HERE holds no pair of languages: did you mean HERE/data-bin?",
+        lambda here, work: (here / "data-bin").mkdir()),
     "data folder is a file": Case(generate(data="HERE/f"), "no such data folder: HERE/f; make it", files({"f": b"x"})),
     "data without an index": Case(
         OWN, "HERE/bin/test.src-tgt.src.idx is missing.*copy both", data(partial(remove, names="*.src.idx"))),

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NoReturn, Optional
 
 from fairseq import options
 from fairseq.data import data_utils
-from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
@@ -102,14 +102,19 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
 
 
 def owners_of(option: str) -> List[str]:
-    """The choices that have an option: tasks, models and criterions, each kind in the order of the alphabet."""
-    name, found = option.removeprefix("--").replace("-", "_"), []
-    kinds = (("--task", TASK_DATACLASS_REGISTRY), ("a model", MODEL_DATACLASS_REGISTRY),
-             ("--criterion", REGISTRIES["criterion"]["dataclass_registry"]))
-    for kind, registry in kinds:
-        known = sorted(choice for choice, made in registry.items() if name in getattr(made, "__dataclass_fields__", ()))
-        found += [f"{kind} {', '.join(known)}"] if known else []
-    return found
+    """The choices that have an option: tasks, and architectures and criterions of ours."""
+    name = option.removeprefix("--").replace("-", "_")
+
+    def with_option(registry: Dict[str, Any], origin: str = "") -> List[str]:
+        return [choice for choice, made in registry.items() if name in getattr(made, "__dataclass_fields__", ())
+                and made.__module__.startswith(origin)]
+
+    ours = __name__.partition(".")[0]
+    models = with_option(MODEL_DATACLASS_REGISTRY, ours)
+    found = {"--task": with_option(TASK_DATACLASS_REGISTRY),
+             "--arch": [arch for arch, model in ARCH_MODEL_NAME_REGISTRY.items() if model in models and arch != model],
+             "--criterion": with_option(REGISTRIES["criterion"]["dataclass_registry"], ours)}
+    return [f"{kind} {', '.join(sorted(known))}" for kind, known in found.items() if known]
 
 
 def misspelt(parser: argparse.ArgumentParser, message: str) -> Optional[str]:
