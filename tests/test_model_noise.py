@@ -4,7 +4,7 @@ import pytest
 import torch
 from fairseq.dataclass.configs import EMAConfig
 from fairseq.models.ema.ema import EMA
-from helpers import make_dictionary, make_genie, make_sample, make_sampling
+from helpers import make_dictionary, make_diffuseq, make_genie, make_sample, make_sampling
 from omegaconf import OmegaConf
 
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
@@ -73,6 +73,14 @@ def test_options_name_the_schedule():
                                           adaptive_schedule_updates=20, adaptive_schedule_start=60))
     assert isinstance(adaptive, AdaptiveSchedule) and (adaptive.every, adaptive.begin) == (20, 60)
     assert adaptive.log_snr.shape == (9, 2000)
+
+
+def test_each_position_of_source_and_target_in_one_sequence_has_levels_of_its_own():
+    model = make_diffuseq(DICTIONARY, max_source_positions=9, max_target_positions=7, **ADAPTIVE)
+    assert model.longest_sequence > 7 and len(model.schedule.log_snr) == model.longest_sequence
+    before = train(model)[0]
+    moved = (model.schedule.log_snr != before).any(dim=1)
+    assert moved[7:].any() and not moved[:3].any()  # beyond a target's length; not the sources, which are given
 
 
 @pytest.mark.parametrize("options, message", [

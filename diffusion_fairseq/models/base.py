@@ -72,6 +72,7 @@ class DiffusionModel(Persistent):
 
     def __init__(self, cfg: LatentConfig, num_tokens: int, pad: int, longest_sequence: Optional[int] = None):
         super().__init__(num_tokens)
+        self.longest_sequence = longest_sequence or cfg.max_target_positions
         self.schedule, self.parameterization = self.process(cfg)
         if cfg.latent_dim < 2 or cfg.latent_dim % 2:
             raise UserError(f"--latent-dim must be even and positive, got {cfg.latent_dim}")
@@ -83,14 +84,14 @@ class DiffusionModel(Persistent):
         self.condition_dropout = cfg.condition_dropout
         self.max_source_positions = cfg.max_source_positions
         self.max_target_positions = cfg.max_target_positions
-        self.longest_sequence = longest_sequence or cfg.max_target_positions
         self.pad = pad
         self.embedding = nn.Embedding(num_tokens, cfg.latent_dim)
         self.rounding_bias = nn.Parameter(torch.zeros(num_tokens))
 
     def process(self, cfg: LatentConfig) -> Tuple[Schedule, str]:
         """The noise schedule, and what the network predicts."""
-        return model_schedule(cfg), one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
+        schedule = model_schedule(cfg, self.longest_sequence)
+        return schedule, one_of("--parameterization", cfg.parameterization, PARAMETERIZATIONS)
 
     @property
     def vectors(self) -> Tensor:

@@ -1,6 +1,6 @@
 """The noise schedule that a model's options ask for."""
 
-from typing import Union
+from typing import Optional, Union
 
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
 from diffusion_fairseq.diffusion.schedules import DiscreteSchedule, SigmaEqualsT, build_schedule
@@ -10,9 +10,11 @@ from diffusion_fairseq.models.config import DiffusionModelConfig
 Schedule = Union[DiscreteSchedule, AdaptiveSchedule, SigmaEqualsT]
 
 
-def model_schedule(cfg: DiffusionModelConfig) -> Schedule:
+def model_schedule(cfg: DiffusionModelConfig, positions: Optional[int] = None) -> Schedule:
     """The schedule of all positions, or one for each of them that training adapts.
 
+    Args:
+        positions: that are denoised together, at most; default: those of a target.
     Raises:
         UserError: options that give no schedule.
     """
@@ -26,7 +28,7 @@ def model_schedule(cfg: DiffusionModelConfig) -> Schedule:
             raise UserError("--adaptive-schedule-start acts only with --adaptive-schedule-updates: give both")
         return start
     try:
-        return AdaptiveSchedule(start, cfg.max_target_positions, cfg.adaptive_schedule_updates,
+        return AdaptiveSchedule(start, positions or cfg.max_target_positions, cfg.adaptive_schedule_updates,
                                 cfg.adaptive_schedule_start)
     except ValueError as error:
         raise UserError(f"--adaptive-schedule-updates: {error}") from error
