@@ -9,6 +9,7 @@ from helpers import make_ddlm, make_dictionary, make_diffusion_lm, make_genie, m
 from diffusion_fairseq.diffusion import likelihood
 from diffusion_fairseq.diffusion.process import posterior
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT, build_schedule
+from diffusion_fairseq.models import base
 from diffusion_fairseq.models.bound import nll_bound
 
 DICTIONARY = make_dictionary()
@@ -88,6 +89,21 @@ def test_given_tokens_and_padding_do_not_count():
     source = target.masked_fill(torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]).bool(), MASK)
     bound = nll_bound(model, source, target, torch.tensor([0.3, 0.8]))
     assert bound.count.tolist() == [2, 1] and torch.isfinite(bound.total).all() and (bound.total > 0).all()
+
+
+def test_the_vocabulary_is_scored_a_few_examples_at_a_time(monkeypatch):
+    model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5] * 20)
+
+    def bound():
+        return nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.linspace(0, 0.95, 20),
+                         torch.Generator().manual_seed(0)).total
+
+    whole, sizes, score = bound(), [], likelihood.reconstruction
+    monkeypatch.setattr(base, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(likelihood, "reconstruction", lambda scores, xt, *more: sizes.append(len(xt)) or score(
+        scores, xt, *more))
+    torch.testing.assert_close(bound(), whole)
+    assert max(sizes) < 20 and sum(sizes) == 20
 
 
 def test_models_with_a_source_have_a_bound():

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_fairseq.diffusion import likelihood
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.schedules import NoiseLevel, SigmaEqualsT
-from diffusion_fairseq.models.base import VLB, DiffusionModel
+from diffusion_fairseq.models.base import VLB, DiffusionModel, in_chunks
 from diffusion_fairseq.models.training_pass import Example
 
 # Its multiples fill [0, 1) evenly.
@@ -62,7 +62,11 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
     def scores(y: Tensor) -> Tensor:
         return y @ search.embedding.t() + search.bias
 
-    reconstruction = likelihood.reconstruction(scores, noised(first), example.target, first.cut(x0.size(1)))
+    def cleanest(xt: Tensor, tokens: Tensor) -> Tensor:
+        return likelihood.reconstruction(scores, xt, tokens, first.cut(x0.size(1)))
+
+    # Whole examples at a time, whose positions take so many scores each.
+    reconstruction = in_chunks(cleanest, len(search.bias) * x0.size(1), noised(first), example.target)
     diffusion = _diffusion(model, example, x0, u.to(x0.device), noised)
     terms = (reconstruction, diffusion, likelihood.prior(x0, last.cut(x0.size(1))))
     return Bound(*((term * weight).sum(dim=1) for term in terms), weight.sum(dim=1))
