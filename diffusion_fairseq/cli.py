@@ -1,7 +1,9 @@
 """Console scripts: the host's commands with this package as --user-dir, whatever the current directory."""
 
 import importlib
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -23,9 +25,18 @@ def with_plugin(arguments: list[str]) -> list[str]:
     return ["--user-dir", str(PACKAGE), *arguments]
 
 
+def hush() -> None:
+    """Leave out what the host and its libraries say at every start about themselves, not about the user's work, and let
+    the command set up its log: importing the host has set up another one."""
+    # Where a library warns on behalf of its caller, that is this module, or "sys".
+    warnings.filterwarnings("ignore", module=f"hydra|fairseq|torch|sys|{__name__}")
+    logging.getLogger().handlers.clear()
+
+
 def run(command: str) -> None:
     """Run fairseq's command of this name, with the plugin."""
     sys.argv[1:] = with_plugin(sys.argv[1:])
+    hush()
     importlib.import_module(f"fairseq_cli.{command}").cli_main()
 
 

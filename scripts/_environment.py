@@ -1,5 +1,6 @@
 """The environment that a script needs: imported before all that may be missing, it says so in one line."""
 
+import logging
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036  what pip refuses, python starts
@@ -17,3 +18,4 @@ def _hook(kind, error, trace) -> None:
 
 
 sys.excepthook = _hook
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # advises all to install tensorboardX

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,3 +117,16 @@ def test_user_dir_without_installation(tmp_path, where):
 )
 def test_script_of_this_environment_loads_the_plugin(tmp_path):
     run(SCRIPTS / "diffusion-fairseq-train", *KNOWN, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_script_says_what_the_command_says_and_nothing_of_libraries(tmp_path):
+    model = REPOSITORY / "examples/kjvweb/model"
+    words = (model, "--task", "seq2seq_diffusion", "--source-lang", "src", "--target-lang", "tgt", "--path",
+             model / "model.pt", "--diffusion-steps", "2", "--cpu")
+    command = [sys.executable, "-c", "from diffusion_fairseq import cli; cli.interactive()", *map(str, words)]
+    done = subprocess.run(command, cwd=REPOSITORY, input="go\n", capture_output=True, text=True, check=True)
+    assert not done.stderr
+    # As fairseq_cli sets its log up, with the time before each line.
+    assert re.search(r"^\d{4}-\d\d-\d\d [\d:]+ \| INFO \| fairseq_cli.interactive \| loading", done.stdout, re.M)
+    assert "\nD-0\t" in done.stdout
