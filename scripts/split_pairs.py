@@ -11,7 +11,7 @@ import argparse
 import sys
 from itertools import zip_longest
 from pathlib import Path
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, fraction
@@ -37,7 +37,7 @@ def read_pairs(source: Path, target: Path) -> List[Pair]:
     return [(one.strip(), other.strip()) for one, other in pairs]
 
 
-def split_pairs(pairs: Iterable[Pair], valid: int, test: int) -> Dict[str, List[Pair]]:
+def split_pairs(pairs: Sequence[Pair], valid: int, test: int) -> Dict[str, List[Pair]]:
     """The pairs of each of SPLITS in their order; valid and test get so many, or more where a source comes often.
 
     Raises:
