@@ -105,6 +105,7 @@ def main() -> None:
         shown = f"[{host}]" if ":" in host else host
         hosts = [*LOOPBACK, shown, arguments.host, *arguments.allow_host]
         server = web_server(playground, page(TEMPLATE, playground.about()), hosts)
+        made.listen()  # now, so that who reads the address finds it open
         print(f"{', '.join(playground.models)}: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[made])

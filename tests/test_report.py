@@ -298,7 +298,7 @@ def test_a_page_opens_without_an_error(folder, tmp_path):
     with chromium() as browser:
         for scheme in ("dark", "light"):
             with opened(browser, (tmp_path / "page.html").as_uri(), color_scheme=scheme) as page:
-                assert page.title() == "Training: run" and page.locator("svg").count() == 6
+                assert page.title() == f"Training: {folder.parent.name}/run" and page.locator("svg").count() == 6
                 colour, ground = page.evaluate(
                     "[document.querySelector('svg text'), document.body].map((e, i) => getComputedStyle(e)"
                     "[i ? 'backgroundColor' : 'fill'].match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0))")
