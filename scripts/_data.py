@@ -84,6 +84,15 @@ def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
                             f"0x{raw[error.start]:02x}); convert the file to UTF-8") from None
 
 
+def line_counts(*paths: Path) -> list[int]:
+    """How many lines each of some files has."""
+    counts = []
+    for path in paths:
+        with path.open("rb") as stream:
+            counts.append(sum(1 for _ in stream))
+    return counts
+
+
 @contextmanager
 def removed_on_error(*paths: Path) -> Iterator[None]:
     """Remove files that are being written where an error ends that."""

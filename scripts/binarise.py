@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Iterator, Optional, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
-from _data import MASK, DataError, removed_on_error, run, utf8_lines
+from _data import MASK, DataError, line_counts, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
@@ -57,18 +56,10 @@ def check_parallel(text: Path) -> None:
         DataError: naming the first split whose source and target have not as many lines.
     """
     for split in SPLITS:
-        counts = [sum(1 for _ in _lines(text / f"{split}.{side}")) for side in PAIR]
+        counts = line_counts(*(text / f"{split}.{side}" for side in PAIR))
         if counts[0] != counts[1]:
             raise DataError(f"{text / split}.{PAIR[0]} has {counts[0]:,} lines, .{PAIR[1]} has {counts[1]:,}: line n "
                             "of one must belong to line n of the other")
-
-
-def unknown_words(log: Path) -> Iterator[str]:
-    """What fairseq-preprocess said of words that the dictionary lacks, a line for each split and side with such."""
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        found = re.search(r"\[(\w+|None)\] (\S+): .* ([\d.]+)% replaced", line)
-        if found and float(found[3]):
-            yield f"{Path(found[2]).name}: {found[3]} % of its subwords are not in the dictionary"
 
 
 def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
@@ -214,8 +205,9 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
                 encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
     preprocess(encoded, sides, binary, options, work / "preprocess.log", joined)
     (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
-    for said in unknown_words(work / "preprocess.log"):
-        print(f"  {said}")
+    for line in (work / "preprocess.log").read_text(encoding="utf-8", errors="replace").splitlines():
+        if "replaced" in line:  # of a file, how many words are unknown
+            print(f"  {line.rpartition('/')[2]}")
     print(f"  written: {binary}")
     return binary
 

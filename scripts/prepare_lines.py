@@ -327,9 +327,6 @@ def main() -> None:
         parser.error("--vocabulary, --held-out and --workers must be at least 1")
     prepare(arguments)
     binarise(arguments.out, arguments.vocabulary, None, None, arguments.workers, words=not arguments.sentencepiece)
-    for line in (arguments.out / "preprocess.log").read_text(encoding="utf-8").splitlines():
-        if "replaced" in line:  # how many words are unknown
-            print(f"  {line.rpartition('|')[2].strip()}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 import _qqp
-from _data import DataError, removed_on_error, run, utf8_lines
+from _data import DataError, line_counts, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 Pairs = Iterator[Tuple[str, str]]
@@ -46,16 +46,11 @@ class Files(NamedTuple):
     def pairs(self, folder: Path, split: str) -> Pairs:
         """The lines of a split's two files, side by side."""
         source, target = (folder / name for name in getattr(self, split))
-        lengths = [_lines(path) for path in (source, target)]
+        lengths = line_counts(source, target)
         if lengths[0] != lengths[1]:
             raise DataError(f"{source} has {lengths[0]} lines and {target} {lengths[1]}: fetch them again")
         with source.open("rb") as sources, target.open("rb") as targets:
             yield from zip(utf8_lines(sources, str(source)), utf8_lines(targets, str(target)))
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as stream:
-        return sum(1 for _ in stream)
 
 
 def files(train: str, valid: str, test: str, source: str, target: str) -> Files:

@@ -9,13 +9,12 @@ several times stays in one of them. Pairs with an empty side are left out and co
 
 import argparse
 import sys
-from itertools import zip_longest
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, fraction
-from _data import DataError, run, utf8_lines, write_files
+from _data import DataError, line_counts, run, utf8_lines, write_files
 
 Pair = Tuple[str, str]
 SIDES = ("src", "tgt")
@@ -28,13 +27,13 @@ def read_pairs(source: Path, target: Path) -> List[Pair]:
     Raises:
         DataError: one file has more lines, or a line is not UTF-8.
     """
-    with source.open("rb") as sources, target.open("rb") as targets:
-        pairs = list(zip_longest(utf8_lines(sources, str(source)), utf8_lines(targets, str(target))))
-    counts = [sum(text is not None for text in side) for side in zip(*pairs)]
-    if len(set(counts)) > 1:
+    counts = line_counts(source, target)
+    if counts[0] != counts[1]:
         raise DataError(f"{source} has {counts[0]:,} lines, {target} has {counts[1]:,}: line n of one must belong to "
                         "line n of the other")
-    return [(one.strip(), other.strip()) for one, other in pairs]
+    with source.open("rb") as sources, target.open("rb") as targets:
+        return [(one.strip(), other.strip())
+                for one, other in zip(utf8_lines(sources, str(source)), utf8_lines(targets, str(target)))]
 
 
 def split_pairs(pairs: Sequence[Pair], valid: int, test: int) -> Dict[str, List[Pair]]:
