@@ -81,6 +81,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(work, tmp_
         if not found.pop("killed", False) or process.returncode == 0:
             break
     assert process.returncode == 0, rest[-2000:]
+    print(f"{kills} kills")
     assert kills >= KILLS // 2
     assert found[updates] == expected[updates]
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
