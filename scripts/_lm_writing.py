@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _checkpoint import setup
+from _checkpoint import build_bpe, setup
 from _generated import Outputs
 from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Scoring, drawn, evaluate
-from evaluate_lm import add_scoring, count, read_scoring
+from _option_types import count
+from evaluate_lm import add_scoring, read_scoring
 from fairseq import checkpoint_utils
 from fairseq.search import Sampling
 from fairseq.sequence_generator import SequenceGenerator
@@ -34,7 +35,7 @@ KINDS = ("unconditional", "prefix", "inpainting")
 PROMPT_SEED = 1
 COLUMNS = {**{key: LIKELIHOOD[key] for key in ("ar_nll", "mauve", "perplexity", "unknown")}, **VARIETY,
            **{key: WHOLE[key] for key in ("words", "duplicate", "seen")}, "seconds": ("seconds", 1)}
-SETTINGS = ("subset", "tokens_per_sample", "sample_break_mode", "texts", "samples", "batch_size")
+SETTINGS = ("subset", "bpe_model", "tokens_per_sample", "sample_break_mode", "texts", "samples", "batch_size")
 SCORING = ("scorer", "gguf", "mauve", "mauve_model", "scored", "max_tokens", "bos", "ngram_lines")
 
 
@@ -67,9 +68,18 @@ class Prompts(NamedTuple):
         """The tokens of a prompt up to where something is to be written."""
         return prompt[: int((prompt == self.task.mask).int().argmax())]
 
+    def end(self, prompt: Tensor) -> Tensor:
+        """The tokens of a prompt after the last one that is to be written."""
+        return prompt[int((prompt == self.task.mask).nonzero()[-1]) + 1 :]
+
     @property
     def prefixes(self) -> list[str]:
         return [self.text(self.beginning(prompt)) for prompt in self.rows("source")]
+
+    @property
+    def endings(self) -> list[str]:
+        """What is given after the last token that is to be written."""
+        return [self.text(self.end(prompt)) for prompt in self.rows("source")]
 
     @property
     def references(self) -> list[str]:
@@ -128,10 +138,7 @@ def load_prompts(arguments: argparse.Namespace, kind: str) -> Prompts:
     if len(items) < 2:
         raise UserError(f"{arguments.data}: split {arguments.subset} has {len(items)} texts for {kind}: give another "
                         "--subset")
-    bpe = None
-    if arguments.bpe_model is not None:
-        bpe = task.build_bpe(argparse.Namespace(bpe="sentencepiece", sentencepiece_model=str(arguments.bpe_model),
-                                                sentencepiece_enable_sampling=False, sentencepiece_alpha=None))
+    bpe = build_bpe(task, arguments.bpe_model)
     size = arguments.batch_size
     batches = [dataset.collater(items[first : first + size]) for first in range(0, len(items), size)]
     return Prompts(kind, task, bpe, batches)
@@ -213,7 +220,7 @@ class Judge:
 
     def scores(self, name: str, prompts: Prompts, candidates: list[list[str]]) -> tuple[dict, dict[str, str]]:
         """The measures of texts (or of the real ones, called DATA), and the signatures behind them."""
-        rows = Rows(prompts.prefixes)
+        rows = Rows(prompts.prefixes, prompts.endings)
         rows.add(name, Outputs(candidates))
         scoring = self.scoring
         if scoring.mauve is not None and name != DATA:

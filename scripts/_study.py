@@ -1,4 +1,4 @@
-"""What the studies share: trainings and rows that survive an interruption, and numbers from the command line."""
+"""What the studies share: trainings and rows that survive an interruption."""
 
 import argparse
 import json
@@ -9,60 +9,47 @@ import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, CommandFailed, fairseq, run
+from _commands import ENVIRONMENT, REPOSITORY, USER_DIR, CommandFailed, fairseq, run, stop_running
+from _data import sha256
+from _option_types import count
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
 
 
 def read_rows(file: Path) -> Dict[str, Dict]:
-    """The rows that earlier runs have measured; none where there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """The rows that earlier runs have measured; none where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): remove it, and what it held is made again") from None
 
 
-def write_rows(file: Path, rows: Dict[str, Dict]) -> None:
+def write_rows(file: Path, rows: Dict) -> None:
     """Keep all rows; a file is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".partial")
     unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     unfinished.replace(file)
 
 
+def named(output: Path, ending: str) -> Path:
+    """OUTPUT.ending; what stands after a dot in OUTPUT, as in noise-0.8, belongs to its name."""
+    return output.with_name(output.name + ending)
+
+
 def report(output: Path, rows: Dict[str, Dict], said: str, plot: Callable[[Dict[str, Dict], Path], None]) -> None:
-    """Print what a study says of its rows, and write .json, .txt and .png."""
-    write_rows(output.with_suffix(".json"), rows)
-    output.with_suffix(".txt").write_text(said, encoding="utf-8")
+    """Print what a study says of its rows, and write it to .txt, the plot to .png."""
     print(said)
-    plot(rows, output.with_suffix(".png"))
-
-
-def numbers(text: str) -> List[int]:
-    """Parse N,M,..."""
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, such as 5,10,20") from None
-
-
-def decimals(text: str) -> List[float]:
-    """Parse X,Y,..."""
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
-
-
-def listed(known: Iterable[str]) -> Callable[[str], List[str]]:
-    """A parser of A,B,... out of `known`."""
-    def parse(text: str) -> List[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(known)}")
-        return names
-    return parse
+    named(output, ".txt").write_text(said, encoding="utf-8")
+    plot(rows, named(output, ".png"))
 
 
 def device_options() -> List[str]:
@@ -88,19 +75,23 @@ def train(data: Path, task: str, folder: Path, seed: int, options: Sequence[str]
 
 
 def generate(data: Path, task: str, checkpoint: Path, options: Sequence) -> Path:
-    """What fairseq-generate prints of a checkpoint, in a file beside it that is whole or not there."""
-    output = checkpoint.with_name("generated.txt")
-    if not output.exists():
+    """What fairseq-generate prints of a checkpoint, in a file beside it that is whole or not there; with the same
+    options it is not made again."""
+    output, told = checkpoint.with_name("generated.txt"), checkpoint.with_name("generated.json")
+    words = {"data": str(data), "options": list(map(str, options))}
+    if not output.exists() or read_rows(told) != words:
+        told.unlink(missing_ok=True)
         unfinished = output.with_suffix(".partial")
         run(fairseq("fairseq-generate", data, "--user-dir", USER_DIR, "--task", task, "--path", checkpoint, *options,
                     *device_options()), unfinished)
-        unfinished.rename(output)
+        unfinished.replace(output)
+        write_rows(told, words)
     return output
 
 
 def measure(trainings: Dict[str, Callable[[], Dict]], file: Path, jobs: int) -> Dict[str, Dict]:
     """The rows that trainings give, by name, `jobs` at a time; each is in the file as soon as it is known, and those
-    that are there are not made again."""
+    that are there are not made again. The file may hold those of earlier runs beside them."""
     rows = read_rows(file)
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(one): name for name, one in trainings.items() if name not in rows}
@@ -110,35 +101,56 @@ def measure(trainings: Dict[str, Callable[[], Dict]], file: Path, jobs: int) -> 
                 write_rows(file, rows)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            stop_running()
             raise
-    return rows
+    return {name: rows[name] for name in trainings}
 
 
 def take_turns(settings: Dict[str, Dict], measured: Callable[[Dict, int], Dict[str, Optional[float]]], seeds: int,
-               file: Path) -> Dict[str, Dict]:
-    """The rows that settings give, by name, what the file does not hold yet measured, by setting and seed; the file is
-    rewritten after each measurement.
+               file: Path, options: Dict) -> Dict[str, Dict]:
+    """The rows that settings give, by name, over so many seeds; what the file does not hold yet is measured, by setting
+    and seed, and the file is rewritten after each measurement. Each row has the options, which are of all of them.
 
     All settings take their turn with a seed before the next seed, so that a machine that slows down meanwhile slows
     all of them; seconds are the median over seeds, the other columns means.
+
+    Raises:
+        UserError: the file holds rows of other options.
     """
     rows = read_rows(file)
+    refuse_others(file, rows, options)
+
+    def row_of(setting: Dict, found: List[Dict]) -> Dict:
+        columns = {key: [one[key] for one in found if one[key] is not None] for key in found[0]}
+        mean = {key: (statistics.median if key == "seconds" else statistics.fmean)(values) if values else None
+                for key, values in columns.items()}
+        return {**setting, "options": options, **mean, "seeds": found}
+
     wanted = [(seed, name) for seed in range(1, seeds + 1) for name in settings
               if len(rows.get(name, {"seeds": ()})["seeds"]) < seed]
     for seed, name in tqdm(wanted, unit=" runs"):
         found = rows.get(name, {"seeds": []})["seeds"] + [measured(settings[name], seed)]
-        columns = {key: [one[key] for one in found if one[key] is not None] for key in found[0]}
-        mean = {key: (statistics.median if key == "seconds" else statistics.fmean)(values) if values else None
-                for key, values in columns.items()}
-        rows[name] = {**settings[name], **mean, "seeds": found}
+        rows[name] = row_of(settings[name], found)
         write_rows(file, rows)
-    return rows
+    return {name: row_of(setting, rows[name]["seeds"][:seeds]) for name, setting in settings.items()}
+
+
+def refuse_others(file: Path, rows: Dict[str, Dict], options: Dict) -> None:
+    """Refuse to mix in one file what was measured with other options.
+
+    Raises:
+        UserError: a row has others.
+    """
+    for row in rows.values():
+        known = row.get("options", {})
+        if changed := [name for name in {**known, **options} if known.get(name) != options.get(name)]:
+            raise UserError(f"{file} was measured with other options ({', '.join(changed)}): name another --output")
 
 
 def forget_others(file: Path, options: Dict) -> None:
-    """Leave in a file only the rows that were measured with these options."""
+    """Leave in a file only the rows that were measured with these options, where the others are soon made again."""
     rows = read_rows(file)
-    kept = {name: row for name, row in rows.items() if row["options"] == options}
+    kept = {name: row for name, row in rows.items() if row.get("options") == options}
     if len(kept) < len(rows):
         write_rows(file, kept)
 
@@ -148,17 +160,39 @@ def keep_options(output: Path, fixed: Dict, variants: Dict[str, str]) -> None:
     what every training was told); variants, each with its own, may be added.
 
     Raises:
-        UserError: what is there was made with other options.
+        UserError: what is there was made with other options, or nobody knows which.
     """
     file = output / "options.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**fixed, "variants": {}}
+    try:
+        known = read_rows(file) or {**fixed, "variants": {}}
+    except UserError:
+        raise UserError(f"{file} is damaged, so that nobody knows how {output} was begun: name another "
+                        "--output") from None
     changed = [name for name, options in variants.items() if known["variants"].get(name, options) != options]
     changed += ["the options after --" if name == "train" else name for name in fixed if known.get(name) != fixed[name]]
     if changed:
         raise UserError(f"{output} was begun with other options ({', '.join(changed)}): name another --output, or give "
                         f"those of {file}")
     known["variants"].update(variants)
-    file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    write_rows(file, known)
+
+
+def options_of(arguments: argparse.Namespace, names: Sequence[str],
+               folders: Optional[Dict[str, Sequence[str]]] = None) -> Dict:
+    """What a row was measured with, as JSON holds it; of files the digest of what is in them, wherever they lie.
+
+    Args:
+        folders: options that name folders (or several, with colons between), each with the patterns of the files in
+            it that are read.
+    """
+    def value(name: str):
+        given = getattr(arguments, name)
+        if folders and name in folders:
+            parts = [Path(folder) for folder in str(given).split(os.pathsep)]
+            return sha256(*(file for part in parts for pattern in folders[name] for file in sorted(part.glob(pattern))))
+        return sha256(given) if isinstance(given, (str, Path)) and Path(given).is_file() else given
+
+    return json.loads(json.dumps({name: value(name) for name in names}, default=str))
 
 
 def folder_of(variant: str, seed: int) -> str:
@@ -208,8 +242,8 @@ def split_command_line() -> Tuple[List[str], List[str]]:
 def add_study_options(parser: argparse.ArgumentParser, each: str) -> None:
     """The options of a study that trains, several times for `each` of what it compares."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
-    parser.add_argument("--seeds", type=int, default=3, help=f"trainings {each} (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1,
+    parser.add_argument("--seeds", type=count(1), default=3, help=f"trainings {each} (default: %(default)s)")
+    parser.add_argument("--jobs", type=count(1), default=1,
                         help="trainings at a time, which share the cores: small models train two at a time faster than "
                              "one after the other (default: 1)")
 
@@ -221,8 +255,6 @@ def parse_study(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments.train = training
     if not training:
         parser.error("no options of fairseq-train: give them after --")
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        parser.error("--seeds and --jobs must be at least 1")
     return arguments
 
 

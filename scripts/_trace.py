@@ -9,7 +9,6 @@ from diffusion_fairseq.denoiser import Denoiser, Rows
 from diffusion_fairseq.early_exit import Live
 from diffusion_fairseq.generator import DiffusionGenerator, Drafts
 from diffusion_fairseq.models.base import in_chunks
-from diffusion_fairseq.text.lengths import lengths_to_mask
 
 
 class Trace(NamedTuple):
@@ -47,8 +46,7 @@ class TracingGenerator(DiffusionGenerator):
 
     def watched(self, rows: Rows) -> Iterator[Tuple[Denoiser, Step]]:
         """What every step did to some rows, and what estimated."""
-        mask, given = positions(rows)
-        generated, every = mask & ~given, torch.ones_like(rows.keys, dtype=torch.bool)
+        generated, every = rows.generated, torch.ones_like(rows.keys, dtype=torch.bool)
         for denoise, _, state in self.trajectory(rows):
             tokens = denoise.tokens(state.pred_x0)
             norm = (state.pred_x0.norm(dim=-1) * generated).sum(dim=1) / generated.sum(dim=1).clamp(min=1)
@@ -59,7 +57,7 @@ class TracingGenerator(DiffusionGenerator):
         tokens, sure, entropy, norm = (torch.stack(found).cpu() for found in zip(*steps))
         drafts = Drafts(tokens[-1], torch.zeros(tokens.shape[1:]), torch.full((len(rows.keys),), len(steps)), tokens)
         hypotheses = super()._hypotheses(drafts, rows)
-        given, begins = positions(rows)[1].cpu(), rows.memory.begins(len(hypotheses)).tolist()
+        given, begins = ~rows.generated.cpu(), rows.memory.begins(len(hypotheses)).tolist()
         texts = [slice(begin, end) for begin, end in zip(begins, rows.lengths.tolist())]
         return [Trace(tokens[:, row, text], [self._words(step["tokens"]) for step in hypotheses[row]["history"]],
                       sure[:, row, text], given[row, text], entropy[:, row], norm[:, row], None)
@@ -91,13 +89,6 @@ class TracingGenerator(DiffusionGenerator):
     def _words(self, tokens: Tensor) -> int:
         """How many tokens (n,) there are before the end of sentence that ends them."""
         return len(tokens) - int(self.ends and len(tokens) > 0 and tokens[-1] == self.dictionary.eos())
-
-
-def positions(rows: Rows) -> Tuple[Tensor, Tensor]:
-    """Which positions (R, L) rows have, and at which of them no token is generated."""
-    mask = lengths_to_mask(rows.lengths, rows.width)
-    given = rows.memory.given(*mask.shape)
-    return mask, torch.zeros_like(mask) if given is None else given
 
 
 def confidence(denoise: Denoiser, tokens: Tensor) -> Tensor:

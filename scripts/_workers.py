@@ -1,24 +1,24 @@
 """Steps of work in parallel processes, each done whole or not at all, so that a rerun continues. Linux."""
 
-import ctypes
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
+from _commands import end_with_parent
 from _data import DataError, progress
 from tqdm import tqdm
 
 RESULT = "result.json"
-SET_PARENT_DEATH_SIGNAL = 1     # prctl(2)
+AHEAD = 4   # tasks that wait for each process
 
 
 class Task(NamedTuple):
@@ -48,10 +48,7 @@ def perform(task: Task) -> dict:
 def begin_worker(parent: int) -> None:
     """End with the parent, however that ends, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with_parent(parent, signal.SIGKILL)
 
 
 class Workers:
@@ -71,6 +68,28 @@ class Workers:
                 process.kill()
         self.pool.shutdown(cancel_futures=True)
 
+    def stream(self, name: str, function: Callable, items: Iterable) -> Iterator:
+        """function of each item, in their order; items are read no further ahead than there is work.
+
+        Raises:
+            DataError: a process died.
+        """
+        waiting, coming = deque(), iter(items)
+        try:
+            while True:
+                wanted = AHEAD * self.count - len(waiting)
+                waiting.extend(self.pool.submit(function, item) for item in islice(coming, wanted))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise self._died(name) from None
+
+    @staticmethod
+    def _died(name: str) -> DataError:
+        return DataError(f"a process died while it was to {name}, for want of memory perhaps; run the same command "
+                         "again, with fewer --workers")
+
     def map(self, name: str, tasks: Sequence[Task]) -> Iterator[dict]:
         """The results of tasks in their order, with a progress bar; those that an earlier run has done are read.
 
@@ -87,7 +106,7 @@ class Workers:
         try:
             with bar:
                 while True:
-                    while len(waiting) < 4 * self.count and (task := next(coming, None)):
+                    while len(waiting) < AHEAD * self.count and (task := next(coming, None)):
                         waiting.append((task, None if task.folder in done else self.pool.submit(perform, task)))
                     if not waiting:
                         break
@@ -100,8 +119,7 @@ class Workers:
                         result = json.loads((task.folder / RESULT).read_text(encoding="ascii"))
                     yield result
         except BrokenProcessPool:
-            raise DataError(f"a process died while it was to {name}, for want of memory perhaps; run the same command "
-                            "again, with fewer --workers") from None
+            raise self._died(name) from None
         if worked:
             seconds = time.monotonic() - began
             progress(f"{name}: {worked / 1e6:,.1f} MB in {seconds:,.1f} s, {worked / 1e6 / seconds:,.1f} MB/s")

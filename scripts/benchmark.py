@@ -14,9 +14,9 @@ generations with --steps steps, encoding included; `peak` is the share of the ma
 """
 
 import argparse
-import json
 import logging
 import platform
+import sys
 import time
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,8 @@ from _benchmark_plot import RIVALS, plot
 from _diffuseq_systems import measure_diffuseq
 from _language_models import PART as LANGUAGE_MODELS
 from _language_models import measure_language_models
+from _option_types import count
+from _study import read_rows, refuse_others, write_rows
 from _systems import (
     Autoregressive,
     Ours,
@@ -46,6 +48,8 @@ from _systems import (
     trainings,
 )
 from tqdm import tqdm
+
+from diffusion_fairseq.errors import UserError
 
 SHAPES = {  # source and target tokens, candidates
     "published": (512, 64, 1), "xsum": (400, 27, 10), "cnndm": (512, 100, 10), "gigaword": (37, 9, 10),
@@ -266,10 +270,10 @@ def _cell(column: str, value) -> str:
 
 
 def crossing(rows: List[Dict], steps: int, rival: str) -> str:
-    """From which target length on diffusion is the faster one."""
+    """At which target lengths diffusion is the faster one."""
     faster = {row["target"]: row["faster"] for row in rows if row["structure"] == "ours" and row["steps"] == steps}
-    ahead = [length for length in faster if all(faster[n] >= 1 for n in faster if n >= length)]
-    where = f"from length {min(ahead)} on" if ahead else f"at no length up to {max(faster)}"
+    ahead = [length for length, ratio in faster.items() if ratio >= 1]
+    where = f"at length {', '.join(map(str, ahead))}" if ahead else f"at no length up to {max(faster)}"
     return f"{steps} steps are faster than {rival} {where}: " + ", ".join(
         f"{n}: {ratio:.2f}x" for n, ratio in faster.items())
 
@@ -288,16 +292,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="also write what was measured, beside what the file holds of other parts; and a plot")
     parser.add_argument("--arch", choices=VOCABULARY, default="genie_base", help="of generation (default: genie_base)")
-    parser.add_argument("--batch", type=int, default=4, help="sentences at a time in the shapes (default: 4)")
-    parser.add_argument("--steps", type=int, default=20, help="reverse steps of a generation (default: 20)")
-    parser.add_argument("--train-batch", type=int, default=64, help="sentences of a training update (default: 64)")
-    parser.add_argument("--sentences", type=int, metavar="N", help="only generate N sentences and follow the memory")
+    parser.add_argument("--batch", type=count(1), default=4, help="sentences at a time in the shapes (default: 4)")
+    parser.add_argument("--steps", type=count(1), default=20, help="reverse steps of a generation (default: 20)")
+    parser.add_argument("--train-batch", type=count(1), default=64, help="sentences of a training update (default: 64)")
+    parser.add_argument("--sentences", type=count(1), metavar="N",
+                        help="only generate N sentences with genie_small, 128 at a time, and follow the memory")
     arguments = parser.parse_args()
+    if arguments.sentences:
+        for name in ("parts", "quick", "arch", "batch"):
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--{name} is not of --sentences, which takes genie_small and batches of 128")
     if arguments.parts is None:
         arguments.parts = QUICK_PARTS if arguments.quick else PARTS
-    for name in ("batch", "steps", "train_batch"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return arguments
 
 
@@ -328,8 +334,12 @@ def main() -> None:
     logging.disable(logging.INFO)
     bench = Bench(arguments)
     found: Dict[str, object] = {"machine": machine(bench), "rows": [], "training": []}
-    if arguments.json is not None and arguments.json.exists():
-        found = {**json.loads(arguments.json.read_text()), "machine": found["machine"]}
+    found["options"] = {name: getattr(arguments, name) for name in ("arch", "batch", "steps", "train_batch", "quick")}
+    if arguments.json is not None:
+        known = read_rows(arguments.json)
+        if known:
+            refuse_others(arguments.json, {"": {"options": circumstances(known)}}, circumstances(found))
+        found = {**found, **known, "machine": found["machine"], "options": found["options"]}
     if arguments.sentences:
         found["long_run"] = bench.long_run(arguments.sentences)
         keep(found, arguments.json)
@@ -348,12 +358,16 @@ def main() -> None:
         plot(found["rows"], arguments.json.with_suffix(".png"))
 
 
+def circumstances(found: Dict) -> Dict:
+    """The machine and the options, without the speed of a product, which is another one each time."""
+    return {**{name: value for name, value in found["machine"].items() if not name.endswith("GFLOP/s")},
+            **found.get("options", {})}
+
+
 def keep(found: Dict, file: Optional[Path]) -> None:
     """Write down what was measured so far, so that an interruption loses one part at most."""
     if file is not None:
-        unfinished = file.with_suffix(".partial")
-        unfinished.write_text(json.dumps(found, indent=1))
-        unfinished.replace(file)
+        write_rows(file, found)
 
 
 def show(found: Dict) -> None:
@@ -375,4 +389,7 @@ def show(found: Dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -9,7 +9,9 @@
 
 --add fills in commit, date and machine by itself. --run runs the record's commands one after the other, each by bash in
 the repository's root; the table is what the file that --table named holds then, where that is inside the repository,
-else what the last command prints. A plot goes beside the record, as NAME.png.
+else what the last command prints. A plot goes beside the record, as NAME.png; --run takes it from the same file again.
+What is already there under runs/ would not be made again, and --run refuses it; with --continue it goes on with what an
+interrupted --run has made.
 """
 
 import argparse
@@ -35,6 +37,7 @@ PAGE = REPOSITORY / "docs/results.md"
 NEEDED = ("title", "said", "paper", "commands", "commit", "date", "machine", "table")
 PACKAGES = ("torch", "ve-fairseq", "fairseq")
 PATH_OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/\S*")
+MADE = re.compile(r"(?<![\w/.-])runs/[\w.-]+")
 CODE = ("diffusion_fairseq", "scripts", "examples", "setup.py")
 PLOT_BYTES = 500_000
 HEAD = """\
@@ -89,7 +92,7 @@ def read(name: str) -> Record:
 def write(name: str, record: Record) -> None:
     """Keep a record, and write the page with it."""
     check(name, record)
-    ordered = {field: record[field] for field in (*NEEDED, "output") if field in record}
+    ordered = {field: record[field] for field in (*NEEDED, "output", "plot") if field in record}
     file_of(name).write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_page()
 
@@ -176,6 +179,9 @@ def add(arguments: argparse.Namespace) -> None:
     check(name, record)
     if arguments.plot is not None:
         keep_plot(arguments.plot, name)
+        record.pop("plot", None)
+        if arguments.plot.resolve().is_relative_to(REPOSITORY):
+            record["plot"] = str(arguments.plot.resolve().relative_to(REPOSITORY))
     write(name, record)
 
 
@@ -188,6 +194,18 @@ def keep_plot(plot: Path, name: str) -> None:
     if plot.stat().st_size > PLOT_BYTES:
         raise UserError(f"{plot} has {plot.stat().st_size} bytes, more than {PLOT_BYTES}: draw it smaller")
     shutil.copyfile(plot, plot_of(name))
+
+
+def refuse_made(names: Sequence[str]) -> None:
+    """Refuse to measure again what the commands would only find.
+
+    Raises:
+        UserError: a folder or file of runs/ that they name is there.
+    """
+    named = {found for name in names for command in read(name)["commands"] for found in MADE.findall(command)}
+    if made := sorted(path for path in named if (REPOSITORY / path).exists() or any(REPOSITORY.glob(f"{path}.*"))):
+        raise UserError(f"{', '.join(made)} is there, and would not be measured again: move it away, or give "
+                        "--continue where an interrupted --run has made it")
 
 
 def run_again(name: str) -> None:
@@ -210,8 +228,13 @@ def run_again(name: str) -> None:
     if "output" in record:
         output = REPOSITORY / record["output"]
         printed = output.read_text(encoding="utf-8")
-        if plot_of(name).exists() and output.with_suffix(".png").exists():
-            keep_plot(output.with_suffix(".png"), name)
+    if plot_of(name).exists():
+        plot = REPOSITORY / record["plot"] if "plot" in record else None
+        if plot is not None and plot.exists():
+            keep_plot(plot, name)
+        else:
+            plot_of(name).unlink()
+            print(f"{plot_of(name)} was of the old table, and is gone: give the new one by --add {name} --plot FILE")
     write(name, {**record, **now, "table": lines_of(printed)})
     print(f"{file_of(name)} has the new table: read again whether what is said of it still holds", flush=True)
 
@@ -221,6 +244,8 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--add", metavar="NAME", help="make this record, or change what is given of it")
     asked.add_argument("--run", metavar="NAME", nargs="+", help="measure these tables again, by their own commands")
+    parser.add_argument("--continue", action="store_true", dest="go_on",
+                        help="--run takes what is there as made by an interrupted one")
     parser.add_argument("--title", help="heading of the table")
     parser.add_argument("--command", dest="commands", action="append", metavar="LINE",
                         help="a command line that made the table; once for each, in their order, preparation first")
@@ -239,6 +264,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     if args.add:
         add(args)
+    if not args.go_on:
+        refuse_made(args.run or ())
     for name in args.run or ():
         run_again(name)
     if not (args.add or args.run):

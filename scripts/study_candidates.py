@@ -15,37 +15,40 @@ from typing import Dict, List
 import _environment  # noqa: F401  says what this Python lacks
 import numpy as np
 from _generated import Outputs, aligned_lines, read_generated
-from _study import numbers, report
+from _option_types import count, numbers
+from _study import named, report, write_rows
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.overlap import rouge_per_sentence
 from diffusion_fairseq.metrics.report import text_table
-from diffusion_fairseq.text.reranking import most_useful, oracle_best_of, pairwise
+from diffusion_fairseq.text.reranking import ORACLES, most_useful, oracle_picks, pairwise
 
 MEASURES = ("rouge1", "rouge2", "rougeL")
-CHOSEN_BY = "rougeL"  # the oracle, and the utility of MBR
+UTILITY = "rougeL"
 SELECTIONS = ("model score", "mean", "MBR", "oracle")
 
 
-def measure(scores: np.ndarray, utilities: List[np.ndarray], subsets: np.ndarray) -> Dict[str, np.ndarray]:
+def measure(scores: np.ndarray, utilities: List[np.ndarray], subsets: np.ndarray,
+            oracle: str = UTILITY) -> Dict[str, np.ndarray]:
     """Means over sentences (M,) of each selection.
 
     Args:
         scores: (S, N, M), each candidate against the reference, the best by model score first.
         utilities: for each sentence (N, N), candidates against one another.
         subsets: (S, n) the candidates that are looked at, rising.
+        oracle: of ORACLES, what the oracle chooses by.
     """
     rows = np.arange(len(scores))
     inside = scores[rows[:, None], subsets]
-    against = inside[:, :, MEASURES.index(CHOSEN_BY)]
     mbr = [most_useful(matrix[np.ix_(chosen, chosen)]) for matrix, chosen in zip(utilities, subsets)]
-    oracle = [oracle_best_of(row) for row in against.tolist()]
+    best = oracle_picks(inside, MEASURES, oracle)
     return {"model score": inside[:, 0].mean(axis=0), "mean": inside.mean(axis=(0, 1)),
-            "MBR": inside[rows, mbr].mean(axis=0), "oracle": inside[rows, oracle].mean(axis=0)}
+            "MBR": inside[rows, mbr].mean(axis=0), "oracle": inside[rows, best].mean(axis=0)}
 
 
-def study(outputs: Outputs, references: List[str], counts: List[int], draws: int, seed: int) -> Dict[str, Dict]:
+def study(outputs: Outputs, references: List[str], counts: List[int], draws: int, seed: int,
+          oracle: str = UTILITY) -> Dict[str, Dict]:
     """A row for each number of candidates and each selection; their numbers are means over the draws.
 
     Raises:
@@ -57,18 +60,18 @@ def study(outputs: Outputs, references: List[str], counts: List[int], draws: int
                         "generate with --candidates and --nbest of the largest number")
     found = [rouge_per_sentence(texts, references, MEASURES) for texts in tqdm(outputs.candidates, unit=" candidates")]
     scores = np.array([[scored[name] for name in MEASURES] for scored in found]).transpose(2, 0, 1)
-    utilities = [pairwise(texts, CHOSEN_BY) for texts in zip(*outputs.candidates)]
+    utilities = [pairwise(texts, UTILITY) for texts in zip(*outputs.candidates)]
     generator = np.random.default_rng(seed)
     rows = {}
-    for count in counts:
+    for size in counts:
         drawn = []
-        for _ in range(draws if count < held else 1):
+        for _ in range(draws if size < held else 1):
             order = generator.random((len(references), held)).argsort(axis=1)
-            drawn.append(measure(scores, utilities, np.sort(order[:, :count], axis=1)))
+            drawn.append(measure(scores, utilities, np.sort(order[:, :size], axis=1), oracle))
         for selection in SELECTIONS:
             mean = np.mean([one[selection] for one in drawn], axis=0)
-            rows[f"{count} {selection}"] = {"candidates": count, "selection": selection,
-                                            **dict(zip(MEASURES, mean.tolist()))}
+            rows[f"{size} {selection}"] = {"candidates": size, "selection": selection,
+                                           **dict(zip(MEASURES, mean.tolist()))}
     return rows
 
 
@@ -92,13 +95,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("generated", nargs="+", metavar="FILE", help="what fairseq-generate printed; shards of it")
     parser.add_argument("--references", metavar="FILE", help="score against these lines, not the T- lines")
     parser.add_argument("--numbers", type=numbers, default=[5, 10, 15, 20], metavar="N,M", help="default: 5,10,15,20")
-    parser.add_argument("--draws", type=int, default=10, help="random subsets that are averaged (default: 10)")
+    parser.add_argument("--oracle", choices=ORACLES, default=UTILITY,
+                        help="as in evaluate.py (default: %(default)s; GENIE: rouge2)")
+    parser.add_argument("--draws", type=count(1), default=10, help="random subsets that are averaged (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="of the subsets (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("study-candidates"), help="files to write, without ending")
-    arguments = parser.parse_args()
-    if arguments.draws < 1:
-        parser.error("--draws must be at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -107,9 +109,12 @@ def main() -> None:
     references = aligned_lines(arguments.references, outputs) if arguments.references else outputs.references
     if references is None:
         raise UserError(f"{', '.join(arguments.generated)}: no T- lines; give --references FILE")
-    rows = study(outputs, references, arguments.numbers, arguments.draws, arguments.seed)
+    rows = study(outputs, references, arguments.numbers, arguments.draws, arguments.seed,
+                 arguments.oracle)
     said = (f"{text_table(rows, MEASURES, digits=2)}\n\n{len(references)} sentences, ROUGE F1 x 100, mean of "
-            f"{arguments.draws} random subsets; MBR and oracle by {CHOSEN_BY}; the oracle reads the reference\n")
+            f"{arguments.draws} random subsets; MBR by {UTILITY}; the oracle reads the reference: the highest "
+            f"{arguments.oracle}\n")
+    write_rows(named(arguments.output, ".json"), rows)
     report(arguments.output, rows, said, plot)
 
 

@@ -20,11 +20,22 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import _environment  # noqa: F401  says what this Python lacks
-import torch
 from _commands import REPOSITORY, USER_DIR, fairseq, run
+from _data import sha256
 from _evaluation import evaluate
 from _generated import Outputs, read_generated, read_lines
-from _study import draw_bands, mean_of, read_rows, run_study, write_rows
+from _option_types import count
+from _study import (
+    device_options,
+    draw_bands,
+    mean_of,
+    options_of,
+    read_rows,
+    report,
+    run_study,
+    split_command_line,
+    write_rows,
+)
 from fairseq import checkpoint_utils
 from tqdm import tqdm
 
@@ -36,6 +47,7 @@ COLUMNS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "bertscore": "BERTScore", "dist1
            "dist-1 in sentence %", "words": "len", "self_bleu": "self-BLEU", "div4": "div-4 %"}
 INTERVAL = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 COPY = "copy of the source"
+SCORING = ("work", "subset", "bpe_model", "steps", "candidates", "bertscore", "bertscore_layer")
 
 
 class Checkpoint(NamedTuple):
@@ -106,7 +118,7 @@ def generate(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Path:
                     "--sentencepiece-model", arguments.bpe_model or arguments.work / "sentencepiece.model",
                     "--diffusion-steps", arguments.steps, "--clamping", "--candidates", arguments.candidates,
                     "--nbest", arguments.candidates, "--batch-size", arguments.batch_size, *arguments.generation,
-                    *([] if torch.cuda.is_available() else ["--cpu"]))
+                    *device_options())
     run(words, output)
     return output
 
@@ -123,14 +135,14 @@ def scored(outputs: Outputs, arguments: argparse.Namespace) -> Dict[str, Dict[st
 def measure(checkpoints: List[Checkpoint], arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
     """The scores of every checkpoint, kept in `file` as soon as they are known."""
     rows = read_rows(file)
-    settings = [arguments.subset, arguments.steps, arguments.candidates, arguments.bertscore, *arguments.generation]
+    settings = {**options_of(arguments, SCORING), "generation": arguments.generation}
     for checkpoint in tqdm(checkpoints, unit=" checkpoints", disable=None):
-        kept = rows.get(checkpoint.name)
-        if kept and (kept["file"], kept["settings"]) == (str(checkpoint.file), settings):
+        kept, content = rows.get(checkpoint.name, {}), sha256(checkpoint.file)
+        if (kept.get("sha256"), kept.get("settings")) == (content, settings):
             continue
         state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint.file))
         rows[checkpoint.name] = {
-            "system": checkpoint.system, "seed": checkpoint.seed, "file": str(checkpoint.file), "settings": settings,
+            "system": checkpoint.system, "seed": checkpoint.seed, "sha256": content, "settings": settings,
             "updates": state["optimizer_history"][-1]["num_updates"],
             "scores": scored(read_generated([str(generate(checkpoint, arguments))]), arguments),
         }
@@ -184,10 +196,7 @@ def plot(rows: Dict[str, Dict], file: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    own, generation = sys.argv[1:], []
-    if "--" in own:
-        place = own.index("--")
-        own, generation = own[:place], own[place + 1 :]
+    own, generation = split_command_line()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="What stands after -- goes to every fairseq-generate.")
     parser.add_argument("work", type=Path, metavar="DIR", help="folder with text/ and data-bin/, by binarise.py")
@@ -198,10 +207,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
-    parser.add_argument("--steps", type=int, default=20, help="reverse steps, clamped (default: 20)")
-    parser.add_argument("--candidates", type=int, default=1,
+    parser.add_argument("--steps", type=count(1), default=20, help="reverse steps, clamped (default: 20)")
+    parser.add_argument("--candidates", type=count(1), default=1,
                         help="of each sentence; with several also self-BLEU, div-4 and MBR (default: 1)")
-    parser.add_argument("--batch-size", type=int, default=64, help="sentences generated at a time (default: 64)")
+    parser.add_argument("--batch-size", type=count(1), default=64, help="sentences generated at a time (default: 64)")
     parser.add_argument("--bertscore", metavar="MODEL", help="also BERTScore by this model, as in evaluate.py")
     parser.add_argument("--bertscore-layer", type=int, metavar="N", help="as in evaluate.py")
     arguments = parser.parse_args(own)
@@ -225,9 +234,7 @@ def main() -> None:
     rows = measure(checkpoints, arguments, arguments.output / "study.json")
     said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.candidates} "
             "candidate(s); BLEU of the corpus, ROUGE and BERTScore F1 x 100; the oracle reads the reference\n")
-    (arguments.output / "study.txt").write_text(said, encoding="utf-8")
-    print(said)
-    plot(rows, arguments.output / "study.png")
+    report(arguments.output / "study", rows, said, plot)
 
 
 if __name__ == "__main__":

@@ -46,16 +46,16 @@ from _lm_writing import (
     load_prompts,
     quality,
 )
+from _option_types import count, decimals, listed
 from _study import (
     add_study_options,
     by_variant,
-    decimals,
     folder_of,
     forget_others,
     keep_options,
-    listed,
     mean_of,
     measure,
+    options_of,
     parse_study,
     prepare_output,
     read_rows,
@@ -173,10 +173,6 @@ def measurements(arguments: argparse.Namespace, judge: Judge) -> dict[str, Calla
     return wanted
 
 
-def options_of(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict:
-    return {name: getattr(arguments, name) for name in names}
-
-
 # ---- all together
 
 def by_task(rows: dict[str, dict], names: list[str]) -> dict[str, dict[str, list[dict]]]:
@@ -255,7 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     add_study_options(parser, "of each model")
     add_prompts(parser)
     parser.add_argument("--solver", choices=SOLVERS, default="euler", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=50, help="reverse steps (default: %(default)s)")
+    parser.add_argument("--steps", type=count(1), default=50, help="reverse steps (default: %(default)s)")
     parser.add_argument("--warped-grid", action="store_true",
                         help="space the steps by the law of t that a model has learned, where it has")
     parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
@@ -285,9 +281,7 @@ def main() -> None:
     file = arguments.output / "study.json"
     forget_others(file, options_of(arguments, (*SAMPLING, *SCORING)))
     rows = measure(measurements(arguments, judge), file, 1)
-    # An earlier run may have had others.
-    tasks = by_task({name: row for name, row in rows.items() if row["task"] in arguments.write},
-                    [DATA, TRANSFORMER, *arguments.variants])
+    tasks = by_task(rows, [DATA, TRANSFORMER, *arguments.variants])
     millions = {name: trained[folder_of(name, 1)]["parameters"] / 1e6 for name in arguments.variants}
     data = rows[f"{DATA}, {arguments.write[0]}"]
     said = (f"{tables(tasks, millions)}\n\n{data['scores']['texts']} prompts of {arguments.subset}, "

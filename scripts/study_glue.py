@@ -21,6 +21,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 from _commands import USER_DIR, fairseq, run
+from _data import sha256
 from _study import (
     add_study_options,
     device_options,
@@ -39,7 +40,9 @@ from diffusion_fairseq.metrics.report import text_table
 
 SCRATCH, MAJORITY = "from scratch", "most frequent label"
 FINE_TUNING = ["--optimizer", "adam", "--weight-decay", "0.01", "--lr-scheduler", "fixed", "--max-positions", "64",
-               "--shorten-method", "truncate"]
+               "--shorten-method", "truncate",
+               # a batch size is that of an update, and MCC and F1 are of one process
+               "--distributed-world-size", "1"]
 METRICS = {"accuracy": "accuracy", "mcc": "Matthews correlation", "acc_and_f1": "mean of accuracy and F1"}
 
 
@@ -62,6 +65,8 @@ def start(text: str) -> Tuple[str, Path]:
     if not (equals and file and name.replace("-", "").replace("_", "").isalnum()):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as span=averaged.pt, the name of letters, "
                                          "digits, - and _")
+    if name == SCRATCH.replace(" ", "-"):
+        raise argparse.ArgumentTypeError(f"{name} is how trainings {SCRATCH} are called: give another name")
     return name, Path(file)
 
 
@@ -118,10 +123,11 @@ def study(arguments: argparse.Namespace) -> Tuple[Dict[str, Dict], Dict[Cell, Se
     cells = list(product(arguments.tasks, arguments.starts))
     grid = {name_of(cell, setting, 1): partial(fine_tune, arguments, cell, setting, 1)
             for cell, setting in product(cells, arguments.grid)}
-    chosen = best_settings(arguments, measure(grid, file, arguments.jobs))
+    rows = measure(grid, file, arguments.jobs)
+    chosen = best_settings(arguments, rows)
     seeds = {name_of(cell, chosen[cell], seed): partial(fine_tune, arguments, cell, chosen[cell], seed)
              for seed in range(1, arguments.seeds + 1) for cell in cells}
-    return measure(seeds, file, arguments.jobs), chosen
+    return {**rows, **measure(seeds, file, arguments.jobs)}, chosen
 
 
 def seeds_of(arguments: argparse.Namespace, rows: Dict[str, Dict], cell: Cell, setting: Setting) -> List[float]:
@@ -215,8 +221,8 @@ def main() -> None:
         if file and not file.is_file():
             raise UserError(f"no checkpoint {file}")
     prepare_output(arguments)
-    keep_options(arguments.output, {"train": arguments.train},
-                 {name: str(file) for name, file in arguments.starts.items()})
+    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)},
+                 {name: sha256(file) if file else "" for name, file in arguments.starts.items()})
     rows, chosen = study(arguments)
     report(arguments.output / "study", rows, f"{tables(arguments, rows, chosen)}every training: "
            f"{shlex.join(arguments.train)}\n", partial(plot, arguments, chosen))

@@ -7,12 +7,12 @@ The label is looked for by another classifier than the one that leads: logistic 
 (scikit-learn, which fairseq depends on), trained on TEXT/train.txt and train.label. Beside it stand the perplexity of
 a 3-gram model of TEXT/train.txt, with --scorer the AR-NLL under a causal language model, in nats a token, and dist-2.
 The row "held out" is what TEXT/valid.txt has of the label. Writes .json (with every text), .txt and .png; interrupted,
-it goes on where it was: scales that the .json holds are not generated again.
+it goes on where it was: scales that the .json holds are not generated again. Other texts or measures need another
+--output.
 """
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -21,7 +21,8 @@ import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _generated import read_lines
 from _lm_scorer import Scorer, load_scorer
-from _study import read_rows, write_rows
+from _option_types import count
+from _study import named, options_of, read_rows, refuse_others, report, run_study, write_rows
 from fairseq import checkpoint_utils
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -40,6 +41,8 @@ from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 COLUMNS = ("label", "perplexity", "AR-NLL", "dist-2", "seconds")
 PLOTTED = ("label", "perplexity", "AR-NLL", "dist-2")
 HELD_OUT = "held out"
+OPTIONS = ("data", "path", "classifier", "label", "text", "subset", "samples", "steps", "clamping", "classifier_steps",
+           "classifier_fluency", "scorer", "gguf", "batch_size", "seed")
 
 
 class Judges(NamedTuple):
@@ -117,18 +120,28 @@ class Writer:
         return texts
 
 
-def run(writer: Writer, judge: Judges, scales: List[float], file: Path) -> Dict[str, Dict]:
-    """Measure the scales that the file does not hold yet; it is rewritten after each of them."""
+def run(writer: Writer, judge: Judges, held_out: List[str], scales: List[float], file: Path,
+        options: Dict) -> Dict[str, Dict]:
+    """The rows of the scales and of the texts held out; what the file does not hold yet is measured, and the file
+    rewritten after each of them.
+
+    Raises:
+        UserError: the file holds rows of other options.
+    """
     rows = read_rows(file)
-    for scale in scales:
-        name = f"scale {scale:g}"
+    refuse_others(file, rows, options)
+    names = {f"scale {scale:g}": scale for scale in scales}
+    for name, scale in names.items():
         if name not in rows:
             began = time.perf_counter()
             texts = writer.write(scale)
             seconds = time.perf_counter() - began
-            rows[name] = {"scale": scale, **judge.scores(texts), "seconds": seconds, "texts": texts}
+            rows[name] = {"scale": scale, "options": options, **judge.scores(texts), "seconds": seconds, "texts": texts}
             write_rows(file, rows)
-    return rows
+    if HELD_OUT not in rows:
+        rows[HELD_OUT] = {"options": options, **judge.scores(held_out)}
+        write_rows(file, rows)
+    return {name: rows[name] for name in (*names, HELD_OUT)}
 
 
 def plot(rows: Dict[str, Dict], file: Path) -> None:
@@ -159,15 +172,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3, 10, 30], metavar="S",
                         help="default: 0 1 3 10 30")
     parser.add_argument("--subset", default="valid", help="split whose lengths the texts take (default: valid)")
-    parser.add_argument("--samples", type=int, default=200, help="texts at each scale (default: 200)")
-    parser.add_argument("--steps", type=int, default=100, help="reverse steps (default: 100)")
+    parser.add_argument("--samples", type=count(1), default=200, help="texts at each scale (default: 200)")
+    parser.add_argument("--steps", type=count(1), default=100, help="reverse steps (default: 100)")
     parser.add_argument("--clamping", action="store_true", help="the clamping trick")
-    parser.add_argument("--classifier-steps", type=int, default=SamplingConfig.classifier_steps)
+    parser.add_argument("--classifier-steps", type=count(1), default=SamplingConfig.classifier_steps)
     parser.add_argument("--classifier-fluency", type=float, default=SamplingConfig.classifier_fluency)
     parser.add_argument("--scorer", metavar="MODEL",
                         help="folder or hub name of a causal language model of transformers: adds AR-NLL")
     parser.add_argument("--gguf", metavar="FILE", help="the scorer is this GGUF file of its folder")
-    parser.add_argument("--batch-size", type=int, default=100, help="texts at a time (default: 100)")
+    parser.add_argument("--batch-size", type=count(1), default=100, help="texts at a time (default: 100)")
     parser.add_argument("--seed", type=int, default=1, help="of the texts (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("study-guidance"), help="files to write, without ending")
     return parser.parse_args()
@@ -178,24 +191,21 @@ def main() -> None:
     logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     scorer = load_scorer("--scorer", arguments.scorer, arguments.gguf) if arguments.scorer else None
     judge, held_out = judges(arguments.text, arguments.label, scorer), Labelled.read(arguments.text, "valid")
-    file = arguments.output.with_suffix(".json")
-    rows = run(Writer(arguments), judge, arguments.scales, file)
+    options = options_of(arguments, OPTIONS, {"data": (f"{arguments.subset}.*", "dict.txt"),
+                                              "text": ("train.txt", "train.label", "valid.txt", "valid.label")})
     own = [text for text, label in zip(*held_out) if label == arguments.label]
-    rows[HELD_OUT] = judge.scores(own)
-    write_rows(file, rows)
+    if not own:
+        raise UserError(f"--label {arguments.label!r} is not in {arguments.text / 'valid.label'}, so that no held-out "
+                        "text can stand beside those that are written")
+    rows = run(Writer(arguments), judge, own, arguments.scales, named(arguments.output, ".json"), options)
     accuracy = 100 * judge.classifier.score(*held_out)
     by = "no --scorer" if scorer is None else scorer.name
     said = (f"{text_table(rows, COLUMNS, digits=2)}\n\nlabel: % of the texts that a bag-of-words classifier, which led "
             f"none of them, takes for {arguments.label} (right on {accuracy:.1f} % of valid); perplexity of a 3-gram "
             f"model of the training text; AR-NLL by {by}; {arguments.samples} texts a "
             f"row, {arguments.steps} steps{', clamped' if arguments.clamping else ''}\n")
-    arguments.output.with_suffix(".txt").write_text(said, encoding="utf-8")
-    print(said)
-    plot(rows, arguments.output.with_suffix(".png"))
+    report(arguments.output, rows, said, plot)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_study(main)

@@ -10,13 +10,12 @@ starts from). Beside every setting with early exit stands one without, that take
 Prompts, measures and the row "data" are those of scripts/study_ddlm.py; "steps" are those that were taken, the mean
 over texts, and seconds are of generation alone. scripts/study_sampling.py is the same for models that have references.
 
-Writes .json, .txt and .png. Interrupted, it goes on where it was: what the .json holds is not measured again, unless
-other texts or measures are asked for.
+Writes .json, .txt and .png. Interrupted, it goes on where it was: what the .json holds is not measured again. Other
+texts or measures need another --output.
 """
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import _environment  # noqa: F401  says what this Python lacks
@@ -34,15 +33,14 @@ from _lm_writing import (
     load_prompts,
     quality,
 )
-from _study import forget_others, mean_of, read_rows, report, take_turns, write_rows
+from _study import mean_of, named, options_of, read_rows, refuse_others, report, run_study, take_turns, write_rows
 from study_sampling import add_settings, curve_of, name_of, settings_of
 
-from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
 AXES = {"diffusion_steps": "steps at most", "steps": "steps taken", "seconds": "seconds", "dist1": "dist-1 %"}
-OPTIONS = (*SETTINGS, *SCORING, "write", "path")
+OPTIONS = (*SETTINGS, *SCORING, "write", "data", "path")
 
 
 def plain(setting: dict, steps: float) -> dict:
@@ -117,21 +115,19 @@ def main() -> None:
     logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     prompts = load_prompts(arguments, arguments.write)
     model, judge = load_model(prompts.task, arguments.path), Judge(arguments)
-    options = {name: getattr(arguments, name) for name in OPTIONS}
-    file = arguments.output.with_suffix(".json")
+    read = (f"{arguments.subset}.*", "dict.txt", *(["train.*"] if arguments.ngram_lines else []))
+    options = options_of(arguments, OPTIONS, {"data": read})
+    file = named(arguments.output, ".json")
+    refuse_others(file, read_rows(file), options)
 
-    def write(kept: dict, seed: int) -> dict[str, float | None]:
-        setting = {key: value for key, value in kept.items() if key != "options"}
+    def write(setting: dict, seed: int) -> dict[str, float | None]:
         found = by_diffusion(prompts, model, SamplingConfig(**setting, candidates=arguments.samples, seed=seed))
         scores, _ = judge.scores("model", prompts, found.candidates)
         return {**scores, "seconds": found.seconds, "steps": found.steps}
 
     def tried(settings: list[dict]) -> dict[str, dict]:
-        named = {name_of(setting): {**setting, "options": options} for setting in settings}
-        found = take_turns(named, write, arguments.seeds, file)
-        return {name: found[name] for name in named}
+        return take_turns({name_of(setting): setting for setting in settings}, write, arguments.seeds, file, options)
 
-    forget_others(file, options)
     data = data_row(prompts, judge, options, file)
     settings = settings_of(arguments)
     rows = tried(settings)
@@ -140,11 +136,8 @@ def main() -> None:
     said = (f"{table(rows)}\n\n{arguments.write}: {data['texts']} prompts of {arguments.subset}, {arguments.samples} "
             f"text(s) each, {arguments.seeds} seed(s)\n"
             + "".join(f"{name}: {text}\n" for name, text in data["signatures"].items()))
-    report(arguments.output, read_rows(file), said, lambda _, picture: plot(rows, picture))
+    report(arguments.output, rows, said, plot)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_study(main)

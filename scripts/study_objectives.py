@@ -37,16 +37,18 @@ import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import batches, load
 from _generated import numbered_lines, read_generated, read_lines
+from _option_types import count, numbers
 from _study import (
     add_study_options,
     by_variant,
     draw_bands,
     folder_of,
+    forget_others,
     generate,
     keep_options,
     mean_of,
     measure,
-    numbers,
+    options_of,
     parse_study,
     prepare_output,
     report,
@@ -62,6 +64,7 @@ from diffusion_fairseq.metrics import ngram
 from diffusion_fairseq.metrics.diversity import distinct, mean_words
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.models.base import VLB
+from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTaskConfig
 
 TASK, DATA = "diffusion_lm", "data"
 VARIANTS = {
@@ -76,6 +79,7 @@ VARIANTS = {
 VALID = ("mse", "accuracy", "accuracy_x0", "embedding_norm", "embedding_nearest", "embedding_rank")
 TEXTS = ("perplexity", "unknown %", "dist-1 %", "dist-2 %", "dist-3 %", "words")
 LEVELS = [-8, -6, -4, -2, 0, 2, 4]
+SCORING = ("subset", "levels", "steps", "no_clamping")
 WHOSE, LEVEL_MEASURES = ("schedule", "embeddings"), ("mse", "accuracy")
 NEAR = 0.5  # of a wanted log-SNR the nearest trained one may be so far
 NOISE_SEED = 1
@@ -192,7 +196,7 @@ def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, C
         checkpoint = train(arguments.work / "data-bin", TASK, folder, seed, options)
         curves = {name: series.get("valid", []) for name, series in
                   read_series([str(folder / "train.log")]).items() if name in VALID}
-        row = {"variant": variant, "seed": seed, "curves": curves,
+        row = {"variant": variant, "seed": seed, "options": options_of(arguments, SCORING), "curves": curves,
                "levels": levels_of(arguments.work / "data-bin", checkpoint, arguments)}
         return row if judge is None else {**row, "texts": judge.scores(written(arguments.work, checkpoint, arguments))}
 
@@ -245,6 +249,22 @@ def plot(variants: dict[str, list[dict]], levels: list[int], rows: dict[str, dic
     figure.savefig(file, dpi=130)
 
 
+def tokens_per_sample(arguments: argparse.Namespace) -> int:
+    """The longest sample of every training.
+
+    Raises:
+        UserError: the variants have different ones, so that no length of real text stands for all.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tokens-per-sample", type=int, default=DiffusionLMTaskConfig.tokens_per_sample)
+    found = {parser.parse_known_args([*arguments.train, *shlex.split(options)])[0].tokens_per_sample
+             for options in arguments.variants.values()}
+    if len(found) > 1:
+        raise UserError(f"variants of different --tokens-per-sample ({', '.join(map(str, sorted(found)))}) write texts "
+                        "of different lengths: give all the same, or --steps 0")
+    return found.pop()
+
+
 def variant(text: str) -> tuple[str, str]:
     name, equals, options = text.partition("=")
     if not (name.strip() and equals):
@@ -263,10 +283,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--subset", default="test", help="split that is scored (default: test)")
     parser.add_argument("--levels", type=numbers, default=LEVELS, metavar="N,M,...",
                         help=f"log-SNRs; write --levels=-4,0 (default: {','.join(map(str, LEVELS))})")
-    parser.add_argument("--steps", type=int, default=50,
+    parser.add_argument("--steps", type=count(0), default=50,
                         help="reverse steps of the texts, 0: no texts (default: %(default)s)")
     parser.add_argument("--no-clamping", action="store_true", help="write without the clamping trick")
-    parser.add_argument("--batch-size", type=int, default=64, help="texts at a time (default: 64)")
+    parser.add_argument("--batch-size", type=count(1), default=64, help="texts at a time (default: 64)")
     arguments = parse_study(parser)
     arguments.variants = dict(pair for name in arguments.sets for pair in VARIANTS[name].items())
     arguments.variants.update(arguments.variant)
@@ -288,18 +308,19 @@ def main() -> None:
         raise UserError(f"no {', '.join(missing)}: make them with scripts/prepare_lines.py"
                         + (", or leave texts out with --steps 0" if arguments.steps else ""))
     arguments.work = arguments.work.resolve()
+    length = tokens_per_sample(arguments) if arguments.steps else 0
     prepare_output(arguments)
-    keep_options(arguments.output, {"train": arguments.train}, arguments.variants)
+    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)}, arguments.variants)
     judge = data = None
     if arguments.steps:
         corpus = ngram.read_corpus(line for _, line in numbered_lines(str(text / "train.txt")))
         # As many words as generated texts have at most: the end of a sentence is a token.
-        length = arguments.train.index("--tokens-per-sample") + 1 if "--tokens-per-sample" in arguments.train else None
-        judge = Judge(ngram.kneser_ney(corpus), (int(arguments.train[length]) if length else 64) - 1)
+        judge = Judge(ngram.kneser_ney(corpus), length - 1)
         data = judge.scores(read_lines(str(text / f"{arguments.subset}.txt")))
-    rows = measure(trainings(arguments, judge), arguments.output / "study.json", arguments.jobs)
-    # An earlier run may have had others.
-    variants = {name: of for name, of in by_variant(rows).items() if name in arguments.variants}
+    file = arguments.output / "study.json"
+    forget_others(file, options_of(arguments, SCORING))
+    rows = measure(trainings(arguments, judge), file, arguments.jobs)
+    variants = by_variant(rows)
     said = (f"{tables(variants, data, arguments.levels)}\n\n{arguments.subset} set, {arguments.seeds} seed(s)"
             + (f"; texts in {arguments.steps} steps" if arguments.steps else "")
             + f"\nevery training: {shlex.join(arguments.train)}\n")

@@ -16,9 +16,23 @@ from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
+from _data import sha256
 from _evaluation import evaluate
 from _generated import read_generated, read_lines
-from _study import add_study_options, generate, measure, parse_study, prepare_output, report, run_study, train
+from _option_types import count
+from _study import (
+    add_study_options,
+    forget_others,
+    generate,
+    keep_options,
+    measure,
+    options_of,
+    parse_study,
+    prepare_output,
+    report,
+    run_study,
+    train,
+)
 from plot_losses import read_series
 
 from diffusion_fairseq.errors import UserError
@@ -26,6 +40,7 @@ from diffusion_fairseq.metrics.report import text_table
 
 TASK, MODEL = "seq2seq_diffusion", "model"
 MEASURES = ("rouge1", "rouge2", "rougeL", "bleu")
+SCORING = ("subset", "bpe_model", "steps", "candidates")
 CURVES = {"rouge_l": "ROUGE-L of the validation set's first sentences", "mse": "validation mse"}
 
 
@@ -61,11 +76,12 @@ def score(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> Dict[s
 
 
 def trainings(arguments: argparse.Namespace) -> Dict[str, Callable[[], Dict]]:
-    """What makes a row for each start and seed, {"updates", "seed", "scores"}."""
+    """What makes a row for each start and seed, {"updates", "seed", "options", "scores"}."""
     def one(origin: Start, seed: int) -> Dict:
         folder = arguments.output / f"{origin.updates}-seed{seed}"
         averaged = fine_tune(arguments.work, origin, seed, folder, arguments.train)
-        return {"updates": origin.updates, "seed": seed, "scores": score(arguments.work, averaged, arguments)}
+        return {"updates": origin.updates, "seed": seed, "options": options_of(arguments, SCORING),
+                "scores": score(arguments.work, averaged, arguments)}
 
     return {f"{origin.updates}-seed{seed}": partial(one, origin, seed) for seed in range(1, arguments.seeds + 1)
             for origin in [Start(0, None), *sorted(arguments.checkpoint)]}
@@ -97,12 +113,12 @@ def plot(output: Path, rows: Dict[str, Dict], file: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(CURVES) + 1, figsize=(15, 4.5), layout="constrained")
     updates = sorted({row["updates"] for row in rows.values()})
-    for place, count in enumerate(updates):
+    for place, trained in enumerate(updates):
         colour = colormaps["viridis"](0.85 * place / max(1, len(updates) - 1))
         for name, row in rows.items():
-            for axis, points in zip(axes, curves(output / name).values()) if row["updates"] == count else ():
+            for axis, points in zip(axes, curves(output / name).values()) if row["updates"] == trained else ():
                 if points:
-                    axis.plot(*zip(*points), color=colour, label=f"{count} updates of pre-training")
+                    axis.plot(*zip(*points), color=colour, label=f"{trained} updates of pre-training")
     for axis, title in zip(axes, CURVES.values()):
         axis.set(xlabel="updates of fine-tuning", title=title)
         axis.grid(alpha=0.3)
@@ -128,9 +144,9 @@ def parse_arguments() -> argparse.Namespace:
     add_study_options(parser, "from each start")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE", help="default: sentencepiece.model in DIR")
-    parser.add_argument("--steps", type=int, default=20, help="reverse steps, clamped (default: 20)")
-    parser.add_argument("--candidates", type=int, default=10, help="of each sentence (default: 10)")
-    parser.add_argument("--batch-size", type=int, default=64, help="sentences generated at a time (default: 64)")
+    parser.add_argument("--steps", type=count(1), default=20, help="reverse steps, clamped (default: 20)")
+    parser.add_argument("--candidates", type=count(1), default=10, help="of each sentence (default: 10)")
+    parser.add_argument("--batch-size", type=count(1), default=64, help="sentences generated at a time (default: 64)")
     arguments = parse_study(parser)
     if len({origin.updates for origin in arguments.checkpoint}) < len(arguments.checkpoint):
         parser.error("two --checkpoint options have the same number of updates")
@@ -148,7 +164,11 @@ def main() -> None:
     arguments.work = arguments.work.resolve()
     arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
     prepare_output(arguments)
-    rows = measure(trainings(arguments), arguments.output / "study.json", arguments.jobs)
+    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)},
+                 {f"{origin.updates} updates": sha256(origin.file) for origin in arguments.checkpoint})
+    file = arguments.output / "study.json"
+    forget_others(file, options_of(arguments, SCORING))
+    rows = measure(trainings(arguments), file, arguments.jobs)
     copied = next(iter(rows.values()))["scores"]["copy of the source"]
     said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.seeds} seed(s); ROUGE "
             f"F1 x 100; MBR by ROUGE-L, the oracle reads the reference\ncopy of the source: "

@@ -7,23 +7,23 @@
 
 Writes study.json (every measurement), study.txt (the table and the recommended setting: the fastest whose ROUGE-L
 reaches a share of the best one's) and study.png. Choose on --subset valid, and report on test. Interrupted, it goes on
-where it was: what study.json holds is not measured again.
+where it was: what study.json holds is not measured again. Another model, other data or another split needs another
+--output.
 """
 
 import argparse
 import itertools
 import logging
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 import _environment  # noqa: F401  says what this Python lacks
+import _checkpoint
 import torch
-from _study import decimals, listed, numbers, report, take_turns
-from fairseq import checkpoint_utils
-from omegaconf import OmegaConf
+from _option_types import count, decimals, listed, numbers
+from _study import named, options_of, report, run_study, take_turns
 
 import diffusion_fairseq  # noqa: F401  registers the task and the models
 from diffusion_fairseq.diffusion.grids import GRIDS
@@ -33,10 +33,11 @@ from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.overlap import rouge
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.tasks.sampling_config import WARPED, SamplingConfig
-from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionTask
 
 MEASURES = ("rouge1", "rouge2", "rougeL")
 COLUMNS = (*MEASURES, "seconds", "mean steps")
+OPTIONS = ("data", "path", "bpe_model", "subset", "batch_size", "max_source_positions", "max_target_positions")
 
 
 class Study(NamedTuple):
@@ -58,24 +59,13 @@ def load(arguments: argparse.Namespace) -> Study:
     Raises:
         UserError: one of them cannot be used, or the split is empty.
     """
-    cfg = OmegaConf.structured(Seq2SeqDiffusionConfig(
-        data=arguments.data, seed=1, train_subset="train", dataset_impl=None, required_seq_len_multiple=1,
-        max_source_positions=arguments.max_source_positions, max_target_positions=arguments.max_target_positions))
-    task = Seq2SeqDiffusionTask.setup_task(cfg)
-    (model,), _ = checkpoint_utils.load_model_ensemble([arguments.path], task=task)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    task.load_dataset(arguments.subset)
+    arguments.task, arguments.given_positions, arguments.seed = "seq2seq_diffusion", None, 1
+    task, model = _checkpoint.load(arguments)
     pairs = task.dataset(arguments.subset)
     if pairs.tgt is None or not len(pairs):
         raise UserError(f"{arguments.data}: split {arguments.subset} holds no pairs to score with")
-    order = sorted(range(len(pairs)), key=pairs.num_tokens)
-    batches = [pairs.collater([pairs[i] for i in order[first : first + arguments.batch_size]])
-               for first in range(0, len(order), arguments.batch_size)]
-    bpe = None
-    if arguments.bpe_model is not None:
-        bpe = task.build_bpe(argparse.Namespace(bpe="sentencepiece", sentencepiece_model=arguments.bpe_model,
-                                                sentencepiece_enable_sampling=False, sentencepiece_alpha=None))
-    return Study(model, task, batches, bpe)
+    batches = _checkpoint.batches(pairs, arguments.batch_size, len(pairs))
+    return Study(model, task, batches, _checkpoint.build_bpe(task, arguments.bpe_model))
 
 
 def measure(study: Study, setting: Dict, seed: int) -> Dict[str, float]:
@@ -181,7 +171,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
                         help="--initial-noise-scale of generation (default: %(default)s)")
     parser.add_argument("--published-stride", action="store_true",
                         help="also the released GENIE's stride, for ddpm on a uniform grid")
-    parser.add_argument("--seeds", type=int, default=1, help="runs that are averaged (default: %(default)s)")
+    parser.add_argument("--seeds", type=count(1), default=1, help="runs that are averaged (default: %(default)s)")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -193,27 +183,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("study"), help="files to write, without ending")
     add_settings(parser)
     parser.add_argument("--share", type=float, default=0.99, help="of the best ROUGE-L that is good enough (0.99)")
-    parser.add_argument("--batch-size", type=int, default=128, help="sentences at a time (default: 128)")
-    parser.add_argument("--max-source-positions", type=int, default=512, help="default: 512")
-    parser.add_argument("--max-target-positions", type=int, default=64, help="default: 64")
-    return parser.parse_args()
+    parser.add_argument("--batch-size", type=count(1), default=128, help="sentences at a time (default: 128)")
+    parser.add_argument("--max-source-positions", type=count(1), default=512, help="default: 512")
+    parser.add_argument("--max-target-positions", type=count(1), default=64, help="default: 64")
+    arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error("--share must be above 0 and at most 1")
+    return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
     logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     study = load(arguments)
+    options = options_of(arguments, OPTIONS, {"data": (f"{arguments.subset}.*", "dict.*.txt")})
+    file = named(arguments.output, ".json")
     rows = take_turns({name_of(setting): setting for setting in settings_of(arguments)}, partial(measure, study),
-                      arguments.seeds, arguments.output.with_suffix(".json"))
+                      arguments.seeds, file, options)
     choice = recommended(rows, arguments.share)
-    count = sum(len(batch["id"]) for batch in study.batches)
-    said = (f"{text_table(rows, COLUMNS, digits=2)}\n\n{count} sentences of {arguments.subset}, "
+    sentences = sum(len(batch["id"]) for batch in study.batches)
+    said = (f"{text_table(rows, COLUMNS, digits=2)}\n\n{sentences} sentences of {arguments.subset}, "
             f"{arguments.seeds} seed(s); ROUGE F1 x 100\nrecommended: {command_line(rows[choice])}\n")
     report(arguments.output, rows, said, plot)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_study(main)

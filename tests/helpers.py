@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,15 @@ def clamped_sampling(model, memory, given):
     state = SamplerState(given[f"x{start}"], None, levels[0])
     with torch.no_grad():
         return list(sample(partial(ddpm_step, variance="beta"), denoise, state, levels, lambda i: given["noises"][i]))
+
+
+def wait_until(found, seconds=20):
+    """What `found` gives once it gives something."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return value
 
 
 def run_module(command: str, *arguments, cwd=None, stdin=None, check=True, plugin=True, env=None):

@@ -72,12 +72,21 @@ def test_a_record_is_made_changed_and_measured_again(folder, capsys):
     changed = json.loads((folder / "docs/results/steps.json").read_text())
     assert changed == {**record, "said": "Fewer is worse.", "date": "2026-01-01"}
 
-    results.main(["--run", "steps"])
+    with pytest.raises(UserError, match="runs/study.png, runs/study.txt is there, and would not be measured again"):
+        results.main(["--run", "steps"])
+    results.main(["--run", "steps", "--continue"])
     again = json.loads((folder / "docs/results/steps.json").read_text())
     assert again == {**record, "said": "Fewer is worse.", "table": ["|a|", "|-|", "|4|"]}
+    assert again["plot"] == "runs/study.png"
     assert "\n|a|\n|-|\n|4|\n" in results.PAGE.read_text()
     assert (folder / "docs/results/steps.png").read_bytes() == b"new"
     assert "read again" in capsys.readouterr().out
+    for file in (table, plot):
+        file.unlink()
+    results.main(["--add", "steps", "--command", "printf 5 >runs/study.txt"])
+    results.main(["--run", "steps"])
+    assert results.read("steps")["table"] == ["5"] and "of the old table, and is gone" in capsys.readouterr().out
+    assert not (folder / "docs/results/steps.png").exists()
 
 
 def test_a_table_of_elsewhere_is_what_the_last_command_prints(folder, tmp_path_factory):

@@ -41,6 +41,11 @@ def test_study_measures_every_setting_once_and_recommends_one(tmp_path):
     assert "recommended: --solver" in done.stdout and (tmp_path / "study.png").stat().st_size > 10000
     run_script(*command, "ddpm", "--steps", "2", "--published-stride")
     assert "ddpm uniform 2 published stride" in json.loads((tmp_path / "study.json").read_text())
+    kept = (tmp_path / "study.json").read_text()
+    bad = run_script(*command, "ddim", "--steps", "2", "--batch-size", "4", check=False)
+    # Seconds of other batches would not compare.
+    assert bad.returncode == 1 and "measured with other options (batch_size): name another --output" in bad.stderr
+    assert (tmp_path / "study.json").read_text() == kept
     bad = run_script(*command, "magic", check=False)
     assert bad.returncode == 2 and "'magic' is unknown" in bad.stderr
 

@@ -1,15 +1,19 @@
 """scripts/study_ddlm.py and study_lm_sampling.py: what language models write, compared, on tiny models."""
 
 import json
+import subprocess
 import sys
+from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import REPOSITORY, make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens
+from helpers import REPOSITORY, make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens, wait_until
 from test_study import run_script
 from test_study_objectives import make_work
 
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.presets import DDLM
 from diffusion_fairseq.text.masking import GivenPositions
 
@@ -39,6 +43,7 @@ def test_the_papers_tasks_and_what_is_given_in_them():
     assert make_given("unconditional").prefixes == ["", ""]
     assert make_given("prefix").prefixes == ["w2 w3 w4 w5", "w2 w4 w5"]
     assert make_given("inpainting").prefixes == ["w2 w3", "w2"]
+    assert [make_given(kind).endings for kind in writing.KINDS] == [["", ""], ["", ""], ["w8 w9", "w8 w9"]]
     assert make_given("prefix").references == ["w2 w3 w4 w5 w6 w7 w8 w9", "w2 w4 w5 w7 w8 w9"]
 
 
@@ -94,14 +99,59 @@ def test_settings_take_turns_and_are_measured_once(tmp_path):
         return {"seconds": [1.0, 9.0, 2.0][seed - 1], "y": float(seed), "z": None}
 
     calls = []
-    _study.take_turns({"a": {"x": 1}}, measured, 1, tmp_path / "rows.json")
-    rows = _study.take_turns({"a": {"x": 1}, "b": {"x": 2}}, measured, 3, tmp_path / "rows.json")
+    _study.take_turns({"a": {"x": 1}}, measured, 1, tmp_path / "rows.json", {"of": 1})
+    rows = _study.take_turns({"a": {"x": 1}, "b": {"x": 2}}, measured, 3, tmp_path / "rows.json", {"of": 1})
+    assert rows["a"]["options"] == {"of": 1}
+    assert list(_study.take_turns({"b": {"x": 2}}, measured, 3, tmp_path / "rows.json", {"of": 1})) == ["b"]
     assert calls == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
+    first = _study.take_turns({"b": {"x": 2}}, measured, 1, tmp_path / "rows.json", {"of": 1})
+    assert first["b"]["seconds"] == 1 and len(first["b"]["seeds"]) == 1, "as many seeds as were asked for"
+    with pytest.raises(UserError, match="measured with other options .of.: name another --output"):
+        _study.take_turns({"a": {"x": 1}}, measured, 1, tmp_path / "rows.json", {"of": 2})
     assert {key: rows["a"][key] for key in "xyz"} == {"x": 1, "y": 2.0, "z": None} and rows["b"]["seconds"] == 2
     _study.forget_others(tmp_path / "none.json", {})
     _study.write_rows(tmp_path / "rows.json", {"a": {"options": 1}, "b": {"options": 2}})
     _study.forget_others(tmp_path / "rows.json", 2)
     assert _study.read_rows(tmp_path / "rows.json") == {"b": {"options": 2}}
+
+
+def test_rows_are_of_what_is_in_the_files_wherever_they_lie(tmp_path):
+    def found(folder, model, data):
+        (tmp_path / folder / "bin").mkdir(parents=True)
+        (tmp_path / folder / "model.pt").write_text(model)
+        (tmp_path / folder / "bin/test.idx").write_text(data)
+        (tmp_path / folder / "bin/train.idx").write_text(folder)
+        arguments = Namespace(path=str(tmp_path / folder / "model.pt"), data=f"{tmp_path / folder / 'bin'}/", steps=3)
+        return _study.options_of(arguments, ("path", "data", "steps"), {"data": ["test.*"]})
+
+    rows = [found("a", "1", "2"), found("b", "1", "2"), found("c", "1", "3"), found("d", "2", "2")]
+    assert rows[0] == rows[1] and rows[0]["steps"] == 3
+    assert [name for name in rows[0] if rows[0][name] != rows[2][name]] == ["data"]
+    assert [name for name in rows[0] if rows[0][name] != rows[3][name]] == ["path"]
+
+
+def test_damaged_rows_are_named(tmp_path):
+    (tmp_path / "study.json").write_text('{"a": {"seeds"')
+    with pytest.raises(UserError, match="study.json is damaged .*: remove it"):
+        _study.read_rows(tmp_path / "study.json")
+
+
+def test_commands_end_with_the_study_that_is_killed(tmp_path):
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); from _commands import run; from pathlib import Path; "
+               "run([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'], "
+               "Path(sys.argv[2]))")
+    words = [sys.executable, "-c", program, str(REPOSITORY / "scripts"), str(tmp_path / "log")]
+    with subprocess.Popen(words) as study:
+        child = wait_until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text(), seconds=30)
+        study.kill()
+
+    def ended():
+        try:
+            return "Z" in Path(f"/proc/{int(child)}/stat").read_text()
+        except OSError:
+            return True
+
+    wait_until(ended, seconds=30)
 
 
 def test_plain_sampling_takes_as_many_steps_as_early_exit_did():

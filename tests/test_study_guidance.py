@@ -6,6 +6,7 @@ import pytest
 from helpers import REPOSITORY
 from tiny_scorer import make_scorer, save_scorer
 
+from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.model_based import ar_nll
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -38,3 +39,19 @@ def test_the_plot_leaves_out_what_was_not_measured(tmp_path):
     full = {name: {**held, "AR-NLL": 4.0} for name, held in {**rows, study.HELD_OUT: row}.items()}
     study.plot(full, tmp_path / "with.png")
     assert (tmp_path / "with.png").stat().st_size > (tmp_path / "without.png").stat().st_size > 1000
+
+
+def test_scales_are_measured_once_for_each_question(tmp_path):
+    class Writer:
+        def write(self, scale):
+            asked.append(scale)
+            return TRAIN
+
+    asked = []
+    write_labelled(tmp_path)
+    judge = study.judges(tmp_path, "cat", None)
+    for scales in ([0, 3], [3, 10]):
+        rows = study.run(Writer(), judge, TRAIN[:2], scales, tmp_path / "study.json", {"label": "cat"})
+    assert asked == [0, 3, 10] and list(rows) == ["scale 3", "scale 10", study.HELD_OUT]
+    with pytest.raises(UserError, match="measured with other options .label.: name another --output"):
+        study.run(Writer(), judge, TRAIN[:2], [3], tmp_path / "study.json", {"label": "dog"})

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusion_fairseq.diffusion.schedules import SigmaEqualsT, build_schedule
 from diffusion_fairseq.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
+import _study  # noqa: E402
 import study_objectives as study  # noqa: E402, I001
 from _study import band  # noqa: E402
 
@@ -62,6 +64,23 @@ def test_bands_are_over_the_updates_that_all_seeds_have():
     assert study.mean_of([], 2) is None
 
 
+def test_texts_are_generated_again_for_other_options_alone(tmp_path, monkeypatch):
+    def run(words, log):
+        ran.append(words)
+        log.write_text(str(len(ran)))
+
+    ran = []
+    monkeypatch.setattr(_study, "run", run)
+    texts = [_study.generate(tmp_path / data, "diffusion_lm", tmp_path / "model.pt", options).read_text()
+             for data, options in (("a", ["--steps", 1]), ("a", ["--steps", 1]), ("a", ["--steps", 2]), ("b", []))]
+    assert texts == ["1", "1", "2", "3"]
+
+
+def test_a_dot_in_the_name_of_a_study_is_part_of_it(tmp_path):
+    _study.report(tmp_path / "noise-0.8", {}, "said", lambda rows, file: file.write_text("plot"))
+    assert {file.name for file in tmp_path.iterdir()} == {"noise-0.8.txt", "noise-0.8.png"}
+
+
 def test_trainings_with_other_options_are_not_mixed(tmp_path):
     def keep(train, **variants):
         study.keep_options(tmp_path, {"train": train}, variants)
@@ -72,6 +91,16 @@ def test_trainings_with_other_options_are_not_mixed(tmp_path):
         keep(["--lr", "2"], a="--seed 1")
     with pytest.raises(UserError, match="begun with other options .b.: name another"):
         keep(["--lr", "1"], a="--seed 1", b="--seed 3")
+
+
+@pytest.mark.parametrize("train, variants, words", [
+    (["--lr", "1"], {"a": "", "b": "--lr 2"}, 64), (["--tokens-per-sample=32"], {"a": ""}, 32),
+    (["--tokens-per-sample", "32"], {"a": "--tokens-per-sample 16"}, 16),
+])
+def test_real_texts_are_as_long_as_those_that_every_variant_writes(train, variants, words):
+    assert study.tokens_per_sample(Namespace(train=train, variants=variants)) == words
+    with pytest.raises(UserError, match=f"({words}, 128|128, {words}).*: give all the same"):
+        study.tokens_per_sample(Namespace(train=train, variants={**variants, "c": "--tokens-per-sample 128"}))
 
 
 def make_work(folder):

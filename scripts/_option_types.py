@@ -1,0 +1,43 @@
+"""Numbers and lists of a command line's options, as types of argparse."""
+
+import argparse
+from typing import Callable, Iterable, List
+
+
+def count(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers, not below `least`."""
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text}: {least} or more")
+        return number
+
+    parse.__name__ = "whole number"  # as argparse calls what it is not
+    return parse
+
+
+def numbers(text: str) -> List[int]:
+    """Parse N,M,..."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, such as 5,10,20") from None
+
+
+def decimals(text: str) -> List[float]:
+    """Parse X,Y,..."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
+
+
+def listed(known: Iterable[str]) -> Callable[[str], List[str]]:
+    """A parser of A,B,... out of `known`."""
+    def parse(text: str) -> List[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose among {', '.join(known)}")
+        return names
+    return parse
