@@ -41,6 +41,13 @@ class Rows(NamedTuple):
         """Positions of each sequence, filler included."""
         return self.packing.shape[1]
 
+    @property
+    def generated(self) -> Tensor:
+        """True (R, L) at the positions that are generated: neither padding nor given."""
+        mask = lengths_to_mask(self.lengths, self.width)
+        given = self.memory.given(*mask.shape)
+        return mask if given is None else mask & ~given
+
     @classmethod
     def of(cls, memory: Condition, lengths: Tensor, keys: Tensor, active: Optional[Tensor] = None) -> "Rows":
         """Rows as wide as the longest of them needs; nothing is computed for those that are not active (R,)."""
@@ -112,12 +119,24 @@ class Denoiser:
         hidden = self.estimate if self.hidden is None else self.rows.packing.unpack(self.hidden)
         return self.model.entropy(packing.pack(hidden))
 
+    def log_probabilities(self, chosen: Tensor, tokens: Tensor) -> Tensor:
+        """How sure the model is of tokens (n, L) of the chosen rows, as `entropy` is: their log p (n, L) in nats, 0 at
+        padding and at given tokens. Of what classifier-free guidance makes of two predictions only the estimate is
+        known, and how surely it rounds.
+
+        Args:
+            chosen: (R,) bool, n of them.
+        """
+        mask = self.rows.generated[chosen]
+        packing = Packing.of(mask)
+        predicted = self.hidden is not None and self.guidance is None
+        x = self.rows.packing.unpack(self.hidden) if predicted else self.estimate
+        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden, predicted)
+        return packing.unpack(log)
+
     def mean_entropy(self, chosen: Tensor) -> Tensor:
         """The mean of that entropy (n,) over the generated positions of each chosen row; chosen (R,) bool."""
-        mask = lengths_to_mask(self.rows.lengths, self.rows.width) & chosen[:, None]
-        given = self.rows.memory.given(*mask.shape)
-        if given is not None:
-            mask = mask & ~given
+        mask = self.rows.generated & chosen[:, None]
         packing = Packing.of(mask)
         # In float64, so that the width of the batch changes no sum.
         sums = packing.unpack(self.entropy(packing))[chosen].double().sum(dim=1)

@@ -20,9 +20,8 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.guidance import check_guidance, guided_step
 from diffusion_fairseq.models.base import PADDING_MODELLED, DiffusionModel
 from diffusion_fairseq.models.condition import Condition
-from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.sampling_config import DEFAULT_STEPS, WARPED, SamplingConfig, check_sampling
-from diffusion_fairseq.text.lengths import length_beam, lengths_to_mask
+from diffusion_fairseq.text.lengths import length_beam
 from diffusion_fairseq.text.reranking import by_usefulness, rouge_mean
 
 FIRST_WORD_PIECE = "[CLS]"  # begins every text of a model trained on BERT's word pieces, and is no word of it
@@ -56,7 +55,7 @@ class DiffusionGenerator:
         dictionary: the target dictionary.
         sampling: how to draw.
         nbest: hypotheses that will be printed per source.
-        max_len_a, max_len_b: at most a * source length + b target tokens.
+        max_len_a, max_len_b: at most a * source length + b target tokens; b None: as many as the model takes.
         retain_history: keep the rounded tokens of every step.
         ends: whether a text ends at its end of sentence; False: a sequence is a block of running text, in which that
             is a token like the others.
@@ -65,7 +64,8 @@ class DiffusionGenerator:
     """
 
     def __init__(self, model: DiffusionModel, dictionary, sampling: SamplingConfig, nbest: int = 1,
-                 max_len_a: float = 0.0, max_len_b: int = 200, retain_history: bool = False, ends: bool = True):
+                 max_len_a: float = 0.0, max_len_b: Optional[int] = None, retain_history: bool = False,
+                 ends: bool = True):
         check_sampling(sampling)
         self.per_source = sampling.candidates * sampling.length_beam
         if nbest > self.per_source:
@@ -242,13 +242,8 @@ class DiffusionGenerator:
         """Write finished rows down. The clamped x0 is an embedding and sure of itself; the estimate that it was made
         from says how sure the model is of its tokens."""
         rows, tokens, width = live.origin[leaving], live.tokens[leaving], denoise.rows.width
-        packing = Packing.of(lengths_to_mask(denoise.rows.lengths[leaving], width))
-        scores = self.model.log_probabilities(
-            packing.pack(denoise.estimate[leaving]), packing.pack(tokens), denoise.forbidden)
-        # Only given tokens can be forbidden ones, and those are not the model's to be sure of.
-        scores = scores.masked_fill(scores == -torch.inf, 0.0)
         drafts.tokens[rows, :width] = tokens
-        drafts.scores[rows, :width] = packing.unpack(scores)
+        drafts.scores[rows, :width] = denoise.log_probabilities(leaving, tokens)
         drafts.steps[rows] = step
         self.steps_used.update({step: len(rows)})
 
@@ -292,11 +287,18 @@ class DiffusionGenerator:
         source_lengths = encoded.mask.sum(dim=1)
         if self.model.length_model == "given":
             return source_lengths[:, None]
-        limits = (self.max_len_a * source_lengths + self.max_len_b).long()
+        longest = self.model.max_target_positions
+        limits = torch.full_like(source_lengths, self.model.longest_sequence) if self.max_len_b is None else \
+            (self.max_len_a * source_lengths + self.max_len_b).long()
         if self.model.length_model != "predicted":
             # Modelled padding goes beyond the longest target where a sequence holds a short source, too.
-            return self.model.generation_lengths(limits.clamp(min=1), encoded)[:, None]
-        limits = limits.clamp(1, self.model.max_target_positions)
+            lengths = self.model.generation_lengths(limits.clamp(min=1), encoded)
+            if self.model.prompts and encoded.fixed is not None:
+                words = encoded.fixed & ~self._ends(encoded.tokens)
+                places = torch.arange(1, words.size(1) + 1, device=words.device)
+                lengths = torch.maximum(lengths, (words * places).amax(dim=1))
+            return lengths[:, None]
+        limits = limits.clamp(1, longest)
         logits = self.model.length_logits(encoded)
         too_long = torch.arange(logits.size(1), device=logits.device) > limits[:, None]
         lengths = length_beam(logits.masked_fill(too_long, -torch.inf), self.sampling.length_beam)

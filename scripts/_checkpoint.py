@@ -1,9 +1,11 @@
 """A checkpoint and a split of data, loaded for a script as fairseq-generate loads them."""
 
 import argparse
-from typing import Dict, List, Tuple
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
+from _option_types import count
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
@@ -28,15 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--given-positions", metavar="SLICES",
                         help="positions that are given, as 0:32 (--task diffusion_lm)")
     parser.add_argument("--sample-break-mode", default="eos", help="as in training (default: eos)")
-    parser.add_argument("--max-source-positions", type=int, default=512, help="default: 512")
-    parser.add_argument("--max-target-positions", type=int, default=64, help="--tokens-per-sample (default: 64)")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    parser.add_argument("--max-source-positions", type=count(1), default=512, help="default: 512")
+    parser.add_argument("--max-target-positions", type=count(1), default=64, help="--tokens-per-sample (default: 64)")
+    parser.add_argument("--batch-size", type=count(1), default=64, help="default: 64")
     parser.add_argument("--seed", type=int, default=1, help="default: 1")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     """The options that say how text is drawn, with so many steps by default."""
-    parser.add_argument("--diffusion-steps", type=int, default=steps, help=f"default: {steps}")
+    parser.add_argument("--diffusion-steps", type=count(1), default=steps, help=f"default: {steps}")
     parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="default: ddpm")
     parser.add_argument("--sampling-grid", choices=GRIDS, default="uniform", help="default: uniform")
     parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
@@ -56,7 +58,8 @@ def setup(arguments: argparse.Namespace) -> Seq2SeqDiffusionTask:
     """
     task_class, config = TASKS[arguments.task]
     options = dict(data=arguments.data, seed=arguments.seed, train_subset="train", dataset_impl=None,
-                   required_seq_len_multiple=1, max_target_positions=arguments.max_target_positions)
+                   required_seq_len_multiple=1, num_shards=1, shard_id=0,
+                   max_target_positions=arguments.max_target_positions)
     if arguments.task == "diffusion_lm":
         options.update(tokens_per_sample=arguments.max_target_positions, given_positions=arguments.given_positions,
                        sample_break_mode=arguments.sample_break_mode,
@@ -72,6 +75,13 @@ def load_model(task, path: str) -> torch.nn.Module:
     """A checkpoint's model, on a GPU where there is one."""
     (model,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_bpe(task, model: Optional[Union[str, Path]]):
+    """fairseq's encoder of a sentencepiece model; None without one."""
+    return None if model is None else task.build_bpe(argparse.Namespace(
+        bpe="sentencepiece", sentencepiece_model=str(model), sentencepiece_enable_sampling=False,
+        sentencepiece_alpha=None))
 
 
 def load(arguments: argparse.Namespace) -> Tuple[Seq2SeqDiffusionTask, torch.nn.Module]:

@@ -25,10 +25,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.persistence import MET
 
 STARTING_SHARE = 0.05  # of the weights that training began with, which the EMA may still hold
 EMA_KEYS = ("ema_fp32_params", "ema")  # the more exact one first
 TRAINING_ONLY = {*EMA_KEYS, "metrics"}
+LEVELS = "schedule.log_snr"
+# Beginnings of the names of what is counted or fitted, not learned by steps: fairseq averages it like weights, and what
+# comes to be after the EMA is not in it.
+FACTS = (*MET, "timesteps.", "schedule.")
 
 
 def check_same_tensors(
@@ -59,38 +64,41 @@ def ema_weights(state: dict, path: str) -> dict[str, Tensor]:
     weights = next((state["extra_state"][key] for key in EMA_KEYS if state["extra_state"].get(key)), None)
     if weights is None:
         raise UserError(f"{path}: holds no EMA weights; they are kept when training with --store-ema")
-    check_same_tensors(state["model"], weights, (path, "its EMA"))
-    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+    own = state["model"]
+    weights = {**{key: tensor for key, tensor in weights.items() if not key.startswith(FACTS)},
+               **{key: tensor for key, tensor in own.items() if key.startswith(FACTS)}}
+    check_same_tensors(own, weights, (path, "its EMA"))
+    return {key: weights[key].float() if weights[key].is_floating_point() else weights[key] for key in own}
 
 
 def warn_of_starting_weights(state: dict, path: str) -> None:
     """Say so where the EMA still holds much of what training began with: it was short for such a decay."""
-    cfg = state.get("cfg") or {}
-    decay = (cfg.get("ema") or {}).get("ema_decay")
-    share = decay ** state["optimizer_history"][-1]["num_updates"] if decay else 0
+    cfg = (state.get("cfg") or {}).get("ema") or {}
+    decay, every = cfg.get("ema_decay"), max(1, cfg.get("ema_update_freq") or 1)
+    share = decay ** (state["optimizer_history"][-1]["num_updates"] // every) if decay else 0
     if share > STARTING_SHARE:
         print(f"warning: {share:.0%} of {path}'s EMA is what training began with: train longer, or with a smaller "
               f"--ema-decay than {decay:g}, or take the weights themselves by --average {path}", file=sys.stderr)
 
 
 def averaged_weights(paths: Sequence[str]) -> tuple[dict, dict[str, Tensor]]:
-    """The last checkpoint, and the mean of all weights; tensors of integers are the last one's."""
+    """The last checkpoint, and the mean of all weights; FACTS and tensors of integers are the last one's."""
     sums: dict[str, Tensor] = {}
     for path in paths:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         weights = state["model"]
         check_same_tensors(sums or weights, weights, (paths[0], path))
         for key, tensor in weights.items():
-            is_float = tensor.is_floating_point()
-            sums[key] = tensor.double() + sums.get(key, 0.0) if is_float else tensor
-    return state, {key: (t / len(paths)).float() if t.is_floating_point() else t for key, t in sums.items()}
+            averaged = tensor.is_floating_point() and not key.startswith(FACTS)
+            sums[key] = tensor.double() / len(paths) + sums.get(key, 0.0) if averaged else tensor
+    return state, {key: t.float() if t.is_floating_point() else t for key, t in sums.items()}
 
 
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in float16. Vectors stay as they are: they weigh little, and among them are buffers that must be exact,
-    such as what a time warp has learned."""
-    return {key: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
-            for key, tensor in weights.items()}
+    """Matrices in float16, but for noise levels, which must be exact. Vectors stay as they are: they weigh little, and
+    among them are buffers that must be exact, too, such as what a time warp has learned."""
+    return {key: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 and not key.endswith(LEVELS) else
+            tensor for key, tensor in weights.items()}
 
 
 def without_folders(settings):

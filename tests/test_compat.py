@@ -192,6 +192,25 @@ def test_processes_of_torchrun_are_one_training(torchrun, world_size):
     assert cfg.distributed_no_spawn
 
 
+@pytest.mark.parametrize("asked, launched, processes", [(2, False, 1), (3, False, 3), (2, True, 2)])
+def test_no_gpu_is_taken_with_cpu(monkeypatch, asked, launched, processes):
+    """On a machine of two GPUs, whose number is the default of --distributed-world-size."""
+    began = []
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.optimizer, cfg.dataset.batch_size, cfg.common.cpu = {"_name": "adam"}, 1, True
+    cfg.distributed_training.distributed_world_size, cfg.distributed_training.device_id = asked, 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: launched)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda main, arguments, count: began.append(count))
+    monkeypatch.setattr(distributed, "distributed_main", lambda *_: began.append("one of several"))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items() if launched else ():
+        monkeypatch.setenv(name, value)
+    distributed.call_main(cfg, lambda cfg: began.append(1))
+    assert began == ["one of several" if launched else processes]
+    assert cfg.distributed_training.distributed_world_size == processes
+    assert processes == 1 or cfg.distributed_training.distributed_backend == "gloo"
+
+
 def test_one_process_stays_alone():
     cfg = distributed_options()
     distributed.infer_init_method(cfg)

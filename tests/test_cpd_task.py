@@ -15,6 +15,7 @@ import torch
 from fairseq.data import indexed_dataset
 from helpers import PACKAGE, make_dictionary, make_genie, run_module
 from omegaconf import OmegaConf
+from test_study import run_script
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.persistence import fingerprint
@@ -363,13 +364,21 @@ def test_fine_tuning_with_other_lengths_resumes_and_generates(work, tmp_path):
 @pytest.mark.parametrize("with_ema", [False, True])
 def test_fine_tuning_starts_an_ema_from_weights_with_and_without_one(work, tmp_path, with_ema):
     pretrained, ema = work / "ck" / "checkpoint_last.pt", ["--store-ema", "--ema-fp32", "--ema-decay", "0.5"]
-    options = [work / "pairs", *TUNE, *TRAIN, *ema, "--num-workers", "0", "--max-update", "2"]
+    # The EMA is begun before the law of t that training learns.
+    options = [work / "pairs", *TUNE, *TRAIN, *ema, "--num-workers", "0", "--max-update", "2", "--timestep-sampler",
+               "loss-second-moment"]
     if with_ema:  # of tables as long as these, while the next model's are longer
         run_module("train", *options, "--save-dir", tmp_path / "first", "--finetune-from-model", pretrained)
         pretrained = tmp_path / "first" / "checkpoint_last.pt"
         options[options.index("--max-target-positions") + 1] = "30"
     run_module("train", *options, "--save-dir", tmp_path / "ck", "--finetune-from-model", pretrained)
-    extra = torch.load(tmp_path / "ck" / "checkpoint_last.pt", weights_only=True)["extra_state"]
+    last = torch.load(tmp_path / "ck" / "checkpoint_last.pt", weights_only=True)
+    run_script("export_checkpoint.py", "--ema", tmp_path / "ck" / "checkpoint_last.pt", "--output", tmp_path / "ema.pt")
+    exported = torch.load(tmp_path / "ema.pt", weights_only=True)["model"]
+    assert exported.keys() == last["model"].keys()
+    assert all(exported[name].equal(last["model"][name]) for name in ("timesteps.counts", "longest_target",
+                                                                      "met_tokens"))
+    extra = last["extra_state"]
     assert extra["ema"]["positions.weight"].shape == extra["ema_fp32_params"]["positions.weight"].shape
     assert len(extra["ema"]["positions.weight"]) == (30 if with_ema else 24)
 
@@ -394,3 +403,11 @@ def test_what_no_length_explains_ends_in_one_line(work, tmp_path, options, messa
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode and len(errors) == 1 and re.search(message, errors[0]), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+def test_a_space_before_a_typed_mask_is_left_out(tmp_path):
+    task = make_task(make_data(tmp_path))
+    task.src_dict.symbols[5], task.src_dict.indices["\u2581"] = "\u2581", 5
+    line = torch.tensor([4, 5, task.mask, 6, 2])
+    found = task.build_dataset_for_inference([line], torch.tensor([5]))
+    assert found[0]["source"].tolist() == [4, task.mask, 6, 2] and found.src_sizes.tolist() == [4]

@@ -5,6 +5,7 @@ import torch
 from fairseq.logging import metrics
 from helpers import make_dictionary, make_genie, make_sample
 
+from diffusion_fairseq.criterions.base import draw_timesteps
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.errors import UserError
 
@@ -144,6 +145,19 @@ def test_validation_is_reproducible_and_training_draws_anew():
     model.train()
     first, second = (criterion(model, sample)[0].item() for _ in range(2))
     assert first != second
+
+
+def test_the_time_of_a_validated_example_does_not_depend_on_its_batch():
+    model, criterion, sample, met = make_genie(DICTIONARY), make_criterion(), make_sample(DICTIONARY, [5, 9, 6]), []
+    model.register_forward_pre_hook(lambda _, inputs: met.append(inputs[2].tolist()))
+    criterion(model, sample)
+    for row in (2, 0, 1):
+        one = {name: sample[name][row : row + 1] for name in ("id", "target")}
+        criterion(model, {**one, "net_input": {"src_tokens": sample["net_input"]["src_tokens"][row : row + 1]}})
+    together, *alone = met
+    assert alone == [[together[2]], [together[0]], [together[1]]]
+    t, _, _ = draw_timesteps(model.timestep_sampler("uniform"), 4000, torch.device("cpu"), torch.arange(4000))
+    assert (torch.bincount(t // 200, minlength=10) - 400).abs().max() <= 2  # of 2000 levels, each tenth as often
 
 
 def test_weights_of_the_terms():

@@ -108,7 +108,7 @@ def test_cross_entropy_at_noised_positions_alone():
     hidden = model.network(model.embed(text) + 3 * noise, t, memory, Packing((1, 7)), None)
     nll = F.cross_entropy(model.head(hidden), text[0], reduction="none")
     torch.testing.assert_close(parts.anchor_nll[0], nll * parts.counts[0], rtol=1e-4, atol=1e-5)
-    assert criterion(model, {"net_input": {"src_tokens": source}, "target": text})[1] == 3
+    assert criterion(model, {"id": torch.tensor([0]), "net_input": {"src_tokens": source}, "target": text})[1] == 3
 
 
 def test_given_tokens_enter_clean_and_noised_ones_scaled():
@@ -155,6 +155,28 @@ def test_the_same_text_alone_and_in_a_batch(solver):
     together = write(MODEL, batch(*texts), **options)
     for number, text in enumerate(texts):
         assert write(MODEL, batch(text, ids=[number]), **options)[0] == together[number]
+
+
+def test_the_score_of_a_text_is_the_probability_that_the_model_gives_its_tokens(monkeypatch):
+    """Not how surely the mean embedding rounds to them, which says almost nothing where embeddings are long."""
+    watched, network = [], MODEL.network
+    monkeypatch.setattr(MODEL, "network", lambda *arguments: watched.append(network(*arguments)) or watched[-1])
+    generator = DiffusionGenerator(MODEL, DICTIONARY, make_sampling(diffusion_steps=1, solver="euler"))
+    (found,), = generator.generate([MODEL], batch("ab____c"))
+    logits = MODEL.logits(watched[-1][:7]).masked_fill(generator.forbidden, -torch.inf)
+    expected = logits.log_softmax(dim=-1)[torch.arange(7), found["tokens"]]
+    given = torch.tensor([True, True, False, False, False, False, True])
+    torch.testing.assert_close(found["positional_scores"], expected.masked_fill(given, 0.0))
+    assert found["score"] < -1
+
+
+def test_the_health_of_embeddings_is_of_those_that_are_used():
+    model = make_ddlm(DICTIONARY)
+    with torch.no_grad():
+        model.embedding.weight.mul_(torch.rand(len(DICTIONARY), 1) * 9 + 0.1)
+    text = torch.tensor([prompt("abcdef.")])
+    sample = {"id": torch.tensor([0]), "net_input": {"src_tokens": torch.full_like(text, MASK)}, "target": text}
+    assert float(make_criterion()(model, sample)[2]["embedding_norm"]) == pytest.approx(32**0.5, rel=1e-3)
 
 
 def test_initial_noise_and_temperature_change_the_text():
@@ -217,7 +239,7 @@ def test_criterions_of_other_models_are_refused():
     text = torch.tensor([prompt("abcdef.")])
     with pytest.raises(UserError, match="--criterion score_interpolation"):
         DiffusionVLBCriterion(DiffusionVLBConfig(), task=None)(
-            MODEL, {"net_input": {"src_tokens": torch.full_like(text, MASK)}, "target": text})
+            MODEL, {"id": torch.tensor([0]), "net_input": {"src_tokens": torch.full_like(text, MASK)}, "target": text})
 
 
 def test_rotated_queries_and_keys_see_distances_alone():

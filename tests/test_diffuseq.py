@@ -63,6 +63,27 @@ def test_with_full_noising_all_of_x_T_is_standard_normal_and_the_source_sharpens
     assert errors[0] > 1.5 and errors[-1] < 0.1 and all(a > b for a, b in zip(errors, errors[1:]))
 
 
+@pytest.mark.parametrize("limit, ends", [({}, {40}), ({"max_len_b": 7}, {4 + 7, 10 + 7})])
+def test_modelled_padding_fills_what_a_source_leaves_of_a_sequence(limit, ends):
+    model = make_diffuseq(DICTIONARY, length_model="fixed", max_source_positions=16, max_target_positions=24)
+    tokens = make_sample(DICTIONARY, [4, 10])["net_input"]["src_tokens"]
+    generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=2), **limit)
+    buckets = generator.buckets(model.encode(tokens), tokens)
+    assert {end for _, rows in buckets for end in rows.lengths.tolist()} == ends
+
+
+def test_with_full_noising_no_position_is_marked_in_training_or_in_generation():
+    model = make_diffuseq(DICTIONARY, noising="full", mark_source=True)
+    sample, marks = make_sample(DICTIONARY, [5, 7]), []
+    model.marks.register_forward_pre_hook(lambda _, inputs: marks.extend(inputs[0].unique().tolist()))
+    with torch.no_grad():
+        for training in (True, False):
+            model.train(training)
+            model(sample["net_input"]["src_tokens"], sample["target"], torch.tensor([3, 50]))
+        write(model, sample, diffusion_steps=2)
+    assert set(marks) == {0}
+
+
 @pytest.mark.parametrize("noising", NOISING)
 @pytest.mark.parametrize("length_model", ["fixed", "longest", "predicted"])
 def test_the_same_text_alone_and_in_a_batch(noising, length_model):

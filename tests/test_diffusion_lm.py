@@ -126,6 +126,21 @@ def test_padding_is_modelled_where_asked(length_model, width):
     assert parts.modelled.shape == (1, width) and parts.modelled.all() and parts.counts.sum() == 7
 
 
+@pytest.mark.parametrize("length_model", ["longest", "fixed"])
+def test_a_limit_on_the_length_cuts_no_given_token(length_model):
+    model = make_diffusion_lm(DICTIONARY, length_model=length_model)
+    model.longest_target.fill_(20)
+    tokens = batch("ab__________cd__.", "a___.")["net_input"]["src_tokens"]
+
+    def lengths(**limit):
+        generator = DiffusionGenerator(model, DICTIONARY, make_sampling(diffusion_steps=2), **limit)
+        found = generator.buckets(model.encode(tokens), tokens)
+        return {source: length for sources, rows in found for source, length in zip(sources, rows.lengths.tolist())}
+
+    assert lengths(max_len_b=3) == {0: 14, 1: 3}
+    assert set(lengths().values()) == {24 if length_model == "fixed" else 20}
+
+
 def test_a_length_head_is_refused():
     with pytest.raises(UserError, match="--length-model 'predicted'.*given, fixed"):
         make_diffusion_lm(DICTIONARY, length_model="predicted")

@@ -131,6 +131,14 @@ def test_two_processes_train_as_one_with_twice_the_batches(work, tmp_path, name)
                                for option in CASES[name])
 
 
+def test_a_process_that_has_a_batch_less_in_the_last_update_counts_the_others(work, tmp_path):
+    # 15 batches an epoch: the last update has two passes of one process, and one and a filler of the other.
+    small = ("--batch-size", 14, "--required-batch-size-multiple", 1)
+    alone = train(tmp_path / "1", 1, options(work, "genie longest", tmp_path / "1", *small, "--update-freq", 4))
+    both = train(tmp_path / "2", 2, options(work, "genie longest", tmp_path / "2", *small, "--update-freq", 2))
+    assert_same_training((alone, tmp_path / "1"), (both, tmp_path / "2"))
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "the host"])
 def test_both_launchers_train_without_gpus(work, tmp_path, launcher):
     alone = train(tmp_path / "1", 1, options(work, "genie", tmp_path / "1", "--update-freq", 2))

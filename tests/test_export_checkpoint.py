@@ -71,6 +71,21 @@ def test_an_ema_that_is_mostly_what_training_began_with_is_said_to_be(tmp_path, 
     assert (f"warning: 90% of {source}'s EMA is what training began with" in capsys.readouterr().err) is warned
 
 
+FACTS = {"longest_target": torch.tensor(24.0), "met_tokens": torch.tensor([0.0, 1.0]),
+         "timesteps.losses": torch.ones(3, 2), "schedule.log_snr": torch.zeros(3)}
+
+
+@pytest.mark.parametrize("in_ema", [["longest_target", "met_tokens"], [*FACTS, "timesteps.counts"]])
+def test_what_is_counted_or_fitted_is_that_of_the_last_update(tmp_path, in_ema):
+    # fairseq makes the EMA before a law of t that training learns, and averages what it finds of buffers.
+    ema = {**weights(3.0), **{name: torch.full((2,), 7.0) for name in in_ema}}
+    source = checkpoint(tmp_path / "a.pt", {**weights(1.0), **FACTS}, ema=ema)
+    assert_weights(run("--ema", source, "--output", tmp_path / "ema.pt"), {**weights(3.0), **FACTS})
+    other = checkpoint(tmp_path / "b.pt", {**weights(5.0), **{name: fact + 1 for name, fact in FACTS.items()}})
+    found = run("--average", other, source, "--output", tmp_path / "mean.pt")
+    assert_weights(found, {"layer.weight": torch.full((2, 3), 3.0), "steps": torch.tensor(1), **FACTS})
+
+
 def test_ema_in_half_precision_becomes_float32_and_its_exact_copy_is_preferred(tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
         source = checkpoint(tmp_path / "a.pt", weights(1.0, dtype), ema=weights(3.0, dtype))

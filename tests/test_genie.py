@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import make_dictionary, make_genie, make_sample, make_task
 from omegaconf import OmegaConf
 
@@ -117,6 +118,16 @@ def test_modelled_positions(length_model, expected):
     assert parts.target.shape == (2, expected) and parts.counts.sum(dim=1).tolist() == [5, 9]
     assert parts.modelled.sum(dim=1).tolist() == ([5, 9] if length_model == "predicted" else [expected] * 2)
     assert model.longest_target == expected
+    model.longest_target.fill_(513)
+    assert model.bfloat16().longest_target == 513 and model.embedding.weight.dtype == torch.bfloat16
+
+
+def test_scores_in_half_precision_are_finite_where_an_estimate_has_no_bound():
+    model = make_genie(DICTIONARY, parameterization="noise")
+    x, tokens = 4000 * torch.randn(6, model.embedding.embedding_dim), torch.arange(6)
+    exact = model.token_nll(x, tokens)
+    assert F.linear(x.half(), model.vectors.half()).isinf().any()
+    assert model.half().token_nll(x, tokens).isfinite().all() and exact.isfinite().all()
 
 
 @pytest.mark.parametrize("length_model", ["predicted", "fixed"])

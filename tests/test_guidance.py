@@ -267,6 +267,17 @@ def test_scale_steps_and_fluency_do_what_they_say():
     assert distance(scale=1e6, steps=1) < 1.01 * STEP_SIZE
 
 
+def test_many_steps_end_where_the_classifiers_pull_and_that_of_fluency_are_equal():
+    scale, fluency = 3.0, 0.02
+    xs, moved, direction, packing = led(scale=scale, steps=2000, fluency=fluency, size=0.3)
+    s, t = levels()
+    variance = s.sigma**2 / t.sigma**2 * (1 - (t.alpha / s.alpha) ** 2)
+    score = (moved * direction * packing.mask[..., None]).sum(dim=(1, 2))
+    pull = scale * (1 - score.sigmoid())[:, None, None] * direction
+    held = fluency / variance * (moved - xs)
+    torch.testing.assert_close(held[packing.mask], pull.expand_as(xs)[packing.mask].to(held), rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def prompted(tmp_path_factory):
     """A language model, a checkpoint of a classifier of its x_t (random weights), and prompts."""

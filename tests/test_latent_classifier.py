@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from helpers import (
     CLASSIFIER,
+    REPOSITORY,
     make_classifier,
     make_ddlm,
     make_dictionary,
@@ -32,6 +33,9 @@ from diffusion_fairseq.models.latent_space import LatentSpace
 from diffusion_fairseq.models.persistence import fingerprint
 from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.latent_classification import LatentClassificationTask, LatentClassificationTaskConfig
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import export_checkpoint  # noqa: E402, I001
 
 DICTIONARY = make_dictionary()
 MASK = DICTIONARY.add_symbol("<mask>")
@@ -158,6 +162,15 @@ def test_a_classifier_of_another_space_is_refused_in_one_line(model, message):
     assert "\n" not in str(error.value) and str(error.value).startswith("c.pt ")
 
 
+def test_a_classifier_that_was_exported_belongs_to_its_model():
+    model = make_lm()
+    weights = make_classifier(model, ["a", "b"]).state_dict()
+    for name, tensor in weights.items():
+        weights[name] = tensor.float()
+    weights = export_checkpoint.halved(weights) | {"space.embedding": weights["space.embedding"]}
+    LatentSpace.of_weights(weights).check_belongs(model, "c.pt")
+
+
 def test_a_model_without_a_table_of_noise_levels_is_refused(tmp_path):
     lm = make_ddlm(DICTIONARY, latent_dim=32)
     with pytest.raises(UserError, match="no table of noise levels"):
@@ -233,7 +246,8 @@ def test_it_learns_labels_best_at_low_noise_and_its_gradient_climbs():
     model.eval()
     target = torch.arange(200) % 2
     tokens = torch.randint(4, 24, (200, 6)) + 20 * target[:, None]
-    _, _, log = criterion(model, {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": 1})
+    sample = {"id": torch.arange(200), "net_input": {"src_tokens": tokens}, "target": target, "ntokens": 1}
+    _, _, log = criterion(model, sample)
     low = log["accuracy_low_noise"] / log["low_noise"]
     assert low > 0.9 and low > log["accuracy"] / 200 > 0.6
     s, t = (lm.schedule.at(torch.tensor(time)) for time in (20, 25))

@@ -110,3 +110,10 @@ def test_models_with_a_source_have_a_bound():
     model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5, 9])
     bound = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.3, 0.8]))
     assert bound.count.tolist() == [5, 9] and (bound.total > 0).all()
+
+
+def test_a_single_level_has_no_diffusion_term():
+    model = make_genie(DICTIONARY, diffusion_timesteps=1)
+    sample = make_sample(DICTIONARY, [3, 5])
+    found = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.2, 0.7]))
+    assert found.diffusion.eq(0).all() and found.total.isfinite().all() and found.total.gt(0).all()

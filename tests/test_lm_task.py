@@ -100,11 +100,35 @@ def test_prompts_of_a_length_keep_their_given_words(data):
     ({"prompt_length": 6}, [4, MASK, MASK, 5, EOS], [4, MASK, MASK, 5, EOS]),
     ({}, [EOS], [*[MASK] * 15, EOS]),
     ({}, [4] * 30 + [EOS], [4] * 15 + [EOS]),
+    ({}, [MASK] + [4] * 30 + [EOS], [MASK] + [4] * 14 + [EOS]),
+    ({"sample_break_mode": "none"}, [4, MASK] + [4] * 30 + [EOS], [4, MASK] + [4] * 14),
 ])
 def test_typed_lines_become_prompts(data, options, line, expected):
     found = make_task(data, **options).build_dataset_for_inference([torch.tensor(line)], [len(line)])
     assert found[0]["source"].tolist() == expected and found.tgt is None
     assert found.collater([found[0]])["target"] is None
+
+
+def test_a_typed_line_that_is_too_long_is_warned_about(data, caplog):
+    make_task(data).build_dataset_for_inference([torch.tensor([MASK] + [4] * 30 + [EOS])], [32])
+    assert "a line of 32 tokens cut to 16 (--tokens-per-sample)" in caplog.text and "nothing is left" not in caplog.text
+    make_task(data).build_dataset_for_inference([torch.tensor([4] * 30 + [MASK, EOS])], [32])
+    assert "nothing is left to write" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"num_shards": 2}, {"resume_generation": "out.txt"}])
+def test_typed_lines_are_neither_shared_out_nor_resumed(data, options):
+    with pytest.raises(UserError, match="--num-shards and --resume-generation are of fairseq-generate"):
+        make_task(data, **options).build_dataset_for_inference([torch.tensor([4, EOS])], [2])
+
+
+def test_what_is_typed_is_not_kept(data):
+    task = make_task(data)
+    task.load_dataset("train")
+    typed = task.build_dataset_for_inference([torch.tensor([4, EOS])], [2])
+    assert not task.can_reuse_epoch_itr(typed) and not task.can_reuse_epoch_itr(task.dataset("train"))
+    task.datasets["valid"] = task.dataset("train")
+    assert task.can_reuse_epoch_itr(task.dataset("valid"))
 
 
 def test_a_space_before_a_typed_gap_is_no_given_token(data):

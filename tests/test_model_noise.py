@@ -69,7 +69,7 @@ def test_options_name_the_schedule():
     points = "0=0.99,1=0.01"
     found = model_schedule(GenieConfig(noise_schedule="points", noise_points=points, diffusion_timesteps=30))
     assert found.betas.equal(build_schedule("points", 30, points=points).betas)
-    adaptive = model_schedule(GenieConfig(noise_schedule="cosine", max_target_positions=9, noise_gamma=0.1,
+    adaptive = model_schedule(GenieConfig(noise_schedule="linear", max_target_positions=9, noise_gamma=0.1,
                                           adaptive_schedule_updates=20, adaptive_schedule_start=60))
     assert isinstance(adaptive, AdaptiveSchedule) and (adaptive.every, adaptive.begin) == (20, 60)
     assert adaptive.log_snr.shape == (9, 2000)
@@ -84,6 +84,7 @@ def test_each_position_of_source_and_target_in_one_sequence_has_levels_of_its_ow
 
 
 @pytest.mark.parametrize("options, message", [
+    ({"noise_gamma": 2.0}, "--noise-gamma: the schedule sqrt has no scale"),
     ({"noise_schedule": "points"}, "--noise-schedule: .*give both"),
     ({"noise_points": "0=0.9,1=0.1"}, "--noise-points: .*give both"),
     ({"noise_schedule": "points", "noise_points": "0=0.9"}, "--noise-points: .*from 0 to 1"),

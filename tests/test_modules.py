@@ -104,6 +104,15 @@ def test_time_embedding_tells_times_apart_and_refuses_odd_widths():
         TimeEmbedding(7, 6)
 
 
+def test_under_autocast_the_pass_after_the_first_estimates_has_its_gradients():
+    """Not so on torch 2.4 alone."""
+    layer, xt = torch.nn.Linear(4, 4), torch.ones(3, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        previous = first_estimates(lambda rows: layer(xt[rows]), xt, 1.0)
+        layer(xt + previous).sum().backward()
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+
+
 def test_self_conditioning_runs_the_chosen_examples_alone_and_without_gradient():
     weight = torch.ones((), requires_grad=True)
     xt = torch.arange(200.0).view(200, 1, 1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -93,13 +94,18 @@ def test_sampling_is_analysed(work):
     words = [sys.executable, REPOSITORY / "scripts/analyse_sampling.py", work / "lm", "--path", path, "--task",
              "diffusion_lm", "--max-target-positions", "12", "--diffusion-steps", "6", "--solver", "euler",
              "--initial-noise-scales", "0.5,1", "--output", work / "sampling"]
-    subprocess.run(words, check=True, capture_output=True)
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "initial noise scale 0.5, step 1 " in done.stdout and "initial noise scale 1, step 6 " in done.stdout
     curves = json.loads((work / "sampling.json").read_text())
     assert set(curves) == {"0.5", "1"} and (work / "sampling.png").stat().st_size > 10000
     for found in curves.values():
         assert all(len(values) == 6 for values in found.values())
         assert found["score_cosine"][-1] == pytest.approx(1) and found["switches"][0] == 0
         assert 0 <= min(found["entropy"]) and found["xt_norm"][0] > found["xt_norm"][-1]
+    again = str(shutil.copyfile(path, work / "ddlm" / "again.pt"))
+    subprocess.run([*words[:-4], "--later", again, "--output", work / "checkpoints"], check=True, capture_output=True)
+    found = json.loads((work / "checkpoints.json").read_text())
+    assert found == dict.fromkeys((str(path), again), curves["1"])
 
 
 def test_the_learned_law_of_t_is_analysed(work):

@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.text import reranking
-from diffusion_fairseq.text.reranking import UTILITIES, mbr, oracle_best_of, pairwise
+from diffusion_fairseq.text.reranking import ORACLES, UTILITIES, mbr, oracle_best_of, oracle_picks, pairwise
 
 SENTENCES = st.lists(st.sampled_from(["a", "b", "c", "B", "d9", "-", "é"]), max_size=9).map(" ".join)
 CANDIDATES = st.lists(SENTENCES, min_size=1, max_size=6)
@@ -117,6 +117,13 @@ def test_bad_calls_are_refused():
 
 def test_the_oracle_takes_the_first_of_the_best():
     assert oracle_best_of([1.0, 3.0, 3.0, 2.0]) == 1
+
+
+def test_where_its_measure_is_equal_the_oracle_asks_the_next_one():
+    scores = np.array([[[5.0, 0.0, 9.0], [7.0, 0.0, 1.0]], [[9.0, 1.0, 1.0], [1.0, 2.0, 1.0]]])
+    measures = ("rouge1", "rouge2", "rougeL")
+    assert {name: oracle_picks(scores, measures, name) for name in ORACLES} == {
+        "rougeL": [0, 0], "rouge1": [1, 0], "rouge2": [1, 1]}
 
 
 def test_identical_candidates_share_the_work(monkeypatch):

@@ -45,10 +45,13 @@ def test_sqrt_divides_the_formula_by_its_start():
     torch.testing.assert_close(schedule.alphas_cumprod[:1899], expected, rtol=1e-10, atol=0)
 
 
-def test_gamma_scales_the_linear_family_and_nothing_else():
+def test_gamma_scales_the_linear_family_and_is_refused_by_the_others():
     for name in BETAS:
-        default, scaled = build_schedule(name, 1000).betas, build_schedule(name, 1000, gamma=0.5).betas
-        assert default.equal(scaled) == (name in ("cosine", "sqrt", "trunc_cos"))
+        if name in ("cosine", "sqrt", "trunc_cos"):
+            with pytest.raises(ValueError, match=f"{name} has no scale"):
+                build_schedule(name, 1000, gamma=0.5)
+        else:
+            assert not build_schedule(name, 1000).betas.equal(build_schedule(name, 1000, gamma=0.5).betas)
     torch.testing.assert_close(build_schedule("linear", 1000, 0.5).betas * 2, build_schedule("linear", 1000).betas)
 
 
@@ -120,8 +123,13 @@ def test_betas_outside_the_unit_interval_are_refused():
         build_schedule("linear", 10)
     with pytest.raises(ValueError, match="betas"):
         DiscreteSchedule(torch.tensor([0.1, -0.1], dtype=torch.float64))
+    for gamma in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="betas in .* some above 0"):
+            build_schedule("linear", 100, gamma=gamma)
     with pytest.raises(ValueError, match="at least 1"):
         build_schedule("sqrt", 0)
+    with pytest.raises(ValueError, match="both finite"):
+        SigmaEqualsT(1.0, float("inf"))
 
 
 def test_sigma_equals_t():

@@ -7,7 +7,12 @@ The hosts are `main` (git main since December 2022 and its releases, such as ve-
 import functools
 
 from diffusion_fairseq.compat.bad_batches import report_bad_batches
-from diffusion_fairseq.compat.batches import keep_last_batch, numpy2_buckets, stop_prefetch_at_exit
+from diffusion_fairseq.compat.batches import (
+    count_all_but_fillers,
+    keep_last_batch,
+    numpy2_buckets,
+    stop_prefetch_at_exit,
+)
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.datasets import report_bad_data, report_bad_dictionaries
@@ -59,6 +64,7 @@ MENDS = (
     replicate_on_cpu,
     stop_prefetch_at_exit,
     keep_last_batch,
+    count_all_but_fillers,
     numpy2_buckets,
     ema_version,
     ema_of_other_shapes,

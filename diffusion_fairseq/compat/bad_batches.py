@@ -46,12 +46,19 @@ def report_bad_batches() -> None:
             if not given[1].get("ignored"):
                 passes.append((given[1].get("id"), found[0].detach()))
 
-        watch = self.criterion.register_forward_hook(note)
+        def leave_out():
+            if hasattr(self.task, "leave_out_update"):
+                self.task.leave_out_update(self.get_model())
+
+        watch, updates = self.criterion.register_forward_hook(note), self.get_num_updates()
         try:
             found = step(self, samples, raise_oom)
+            if self.get_num_updates() == updates:  # an overflow of --fp16, or too little memory
+                leave_out()
             self.bad_updates = 0
             return found
         except BadUpdateError as error:
+            leave_out()
             self.bad_updates = getattr(self, "bad_updates", 0) + 1
             what = describe(passes, self.get_num_updates() + 1)
             skips = getattr(self.get_criterion(), "skips_bad_batches", False)
@@ -60,6 +67,9 @@ def report_bad_batches() -> None:
                           "look at those sentences, lower --lr, or leave such updates out with --skip-bad-batches")
                 raise UserError(f"{what}. The weights are as before it: {remedy}") from error
             self.zero_grad()
+            # Of the factors of the update that is left out the host forgets those of --fp16 alone.
+            if getattr(self.optimizer, "scaler", True) is None:
+                self.optimizer._multiply_factor = 1.0
             logger.warning(f"{what}: left out (--skip-bad-batches)")
             return None
         finally:

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from fairseq.data import data_utils, iterators, language_pair_dataset, token_block_dataset
+from fairseq.trainer import Trainer
 
 from diffusion_fairseq.compat.patching import replace
 from diffusion_fairseq.errors import UserError
@@ -53,6 +54,23 @@ class _Numpy(ModuleType):
     def percentile(self, values, percentages, interpolation):
         """np.percentile with the option's name from before numpy 1.22."""
         return np.percentile(values, percentages, method=interpolation)
+
+
+def count_all_but_fillers() -> None:
+    """Of an update's passes leave out those that only fill it up, for a task that knows a batch marked `ignored`.
+
+    Both hosts: where the last pass of a process is such a filler, its other passes are left out of the sample size,
+    too, but not of the gradient, and of the log.
+    """
+    prepare = Trainer._prepare_sample
+
+    def _prepare_sample(self, sample, is_dummy=False):
+        sample, filler = prepare(self, sample, is_dummy)
+        if filler and self.model.training and getattr(self.task, "knows_ignored", False):
+            return {**sample, "ignored": True}, False
+        return sample, filler
+
+    Trainer._prepare_sample = _prepare_sample
 
 
 def numpy2_buckets() -> None:

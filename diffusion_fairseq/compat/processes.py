@@ -47,18 +47,19 @@ def join_torchrun() -> None:
             cfg.distributed_world_size = world_size
         return infer(cfg, *args, **kwargs)
 
-    def join_without_gpus(cfg):
-        if torch.cuda.device_count():
-            return join(cfg)
-        cfg.distributed_init_method = "env://"
-        cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
-        cfg.distributed_rank = int(os.environ["RANK"])
-        cfg.distributed_backend = "gloo"
-        cfg.distributed_no_spawn = True
-        cfg.device_id = 0
-
     replace(distributed, "infer_init_method", infer_init_method)
-    replace(distributed, "_infer_torch_distributed_launch_init", join_without_gpus)
+    replace(distributed, "_infer_torch_distributed_launch_init",
+            lambda cfg: join(cfg) if torch.cuda.device_count() else join_by_gloo(cfg))
+
+
+def join_by_gloo(cfg) -> None:
+    """Take from torchrun which process of how many this one is, and compute on the CPU."""
+    cfg.distributed_init_method = "env://"
+    cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+    cfg.distributed_rank = int(os.environ["RANK"])
+    cfg.distributed_backend = "gloo"
+    cfg.distributed_no_spawn = True
+    cfg.device_id = 0
 
 
 def restart_under_torchrun() -> None:
@@ -77,17 +78,25 @@ def restart_under_torchrun() -> None:
 
 
 def spawn_without_gpus() -> None:
-    """Start as many processes as --distributed-world-size says on a machine without GPUs.
+    """Start as many processes as --distributed-world-size says on a machine without GPUs, or with --cpu.
 
     Both hosts: they count the GPUs, and refuse. https://github.com/facebookresearch/fairseq/issues/2879
+    With --cpu they start a process for each GPU that is there, which is the option's default, all of them on the first.
     """
     stock = distributed.call_main
 
     def call_main(cfg, main, **kwargs):
         options = cfg.distributed_training
+        gpus = torch.cuda.device_count()
+        if cfg.common.cpu and gpus:
+            if options.distributed_world_size == gpus:
+                options.distributed_world_size = 1
+            if dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                join_by_gloo(options)
         started = "RANK" in os.environ or options.distributed_no_spawn or options.distributed_port > 0
         alone = options.distributed_world_size == 1 or cfg.common.tpu
-        if torch.cuda.device_count() or alone or started or options.distributed_init_method is not None:
+        on_gpus = gpus and not cfg.common.cpu
+        if on_gpus or alone or started or options.distributed_init_method is not None:
             return stock(cfg, main, **kwargs)
         with socket.socket() as free:
             free.bind(("localhost", 0))

@@ -56,8 +56,11 @@ def check_training(cfg: FairseqConfig) -> None:
         values = cfg.optimization[name]
         if not all(value >= least for value in values):
             raise UserError(f"{flag(name)} must be at least {least}, got {','.join(f'{value:g}' for value in values)}")
-    if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
-        raise UserError("--fp16 needs a GPU: take --bf16, or leave it out")
+    for name in ("fp16", "amp"):
+        if cfg.common[name] and (cfg.common.cpu or not torch.cuda.is_available()):
+            raise UserError(f"--{name} needs a GPU: take --bf16, or leave it out")
+    if cfg.ema.store_ema and not cfg.ema.ema_fp32 and (cfg.common.fp16 or cfg.common.bf16):
+        raise UserError("--store-ema in half precision rounds its small steps away, and hardly moves: add --ema-fp32")
 
 
 def check_sharding(options: DistributedTrainingConfig) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.bound import even_shares
 from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.text.embedding import embedding_health
 
@@ -95,7 +96,8 @@ class DiffusionCriterion(FairseqCriterion):
         target = sample["target"]
         sampler = model.timestep_sampler(self.cfg.timestep_sampler)
         count = len(target) * (self.cfg.timesteps_per_encoding if model.training else 1)
-        t, importance, generator = draw_timesteps(sampler, count, target.device, model.training)
+        validated = None if model.training else sample["id"]
+        t, importance, generator = draw_timesteps(sampler, count, target.device, validated)
         parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator,
                       objective=self.objective)
         weight = self.position_weights(parts)
@@ -135,7 +137,7 @@ class DiffusionCriterion(FairseqCriterion):
         right = {"accuracy_x0": search(parts.x0), "accuracy": search(parts.pred_x0)}
         found = {name: ((tokens == parts.target) * weight).sum() for name, tokens in right.items()}
         if self._health is None:
-            self._health = embedding_health(model.embedding.weight)
+            self._health = embedding_health(model.vectors)
         found.update({HEALTH + name: value for name, value in self._health.items()})
         return {**found, HEALTH_COUNT: 1}
 
@@ -165,16 +167,16 @@ class DiffusionCriterion(FairseqCriterion):
 
 
 def draw_timesteps(sampler: UniformTimesteps, n: int, device: torch.device,
-                   training: bool) -> Tuple[Tensor, Tensor, Optional[torch.Generator]]:
+                   validated: Optional[Tensor]) -> Tuple[Tensor, Tensor, Optional[torch.Generator]]:
     """n timesteps and their importance weights, and the source of the noise (None: torch's own).
 
-    In validation they are the same at every epoch: evenly spread, in an order that does not follow the batch's (by
-    length).
+    Args:
+        validated: the numbers (n,) of examples of validation, each of which has the same time at every epoch, whatever
+            its batch; they are evenly spread over the split. None: training.
     """
-    if training:
+    if validated is None:
         return *sampler.draw(n, device), None
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-    t = sampler.spread((order + 0.5) / n).to(device)
+    t = sampler.spread(even_shares(validated, 1)[0]).to(device)
     return t, torch.ones(n, device=device), torch.Generator(device).manual_seed(VALIDATION_SEED)
 
 

@@ -74,6 +74,10 @@ class AdaptiveSchedule(PositionSchedule):
         self.losses.add_(losses)
         self.counts.add_(counts)
 
+    def leave_out_update(self) -> None:
+        """Forget what was observed since the last update."""
+        self._met = None
+
     def set_num_updates(self, num_updates: int) -> None:
         """What the host calls before each pass of an update: re-interpolate where it is time; 0 after tables were
         loaded means that a model is fine-tuned, which starts with no loss."""

@@ -90,6 +90,7 @@ BETAS: Dict[str, Callable[[int, float], Tensor]] = {
     "pw_lin": pw_lin_betas,
 }
 SCHEDULES = (*BETAS, POINTS)
+SCALED = ("linear", "trunc_lin", "pw_lin")  # by gamma
 
 
 def parse_points(text: str) -> List[Tuple[float, float]]:
@@ -130,16 +131,16 @@ class DiscreteSchedule:
     Times are integers 0 .. T-1, with CLEAN (-1) for x_0 itself. Tables are float64.
 
     Args:
-        betas: (T,) float64, each in [0, 1).
+        betas: (T,) float64, each in [0, 1), not all 0.
     Raises:
-        ValueError: a beta lies outside [0, 1), or they leave nothing of x_0.
+        ValueError: a beta lies outside [0, 1), there is no noise, or they leave nothing of x_0.
     """
 
     def __init__(self, betas: Tensor):
-        if betas.numel() == 0 or betas.min() < 0 or betas.max() >= 1:
+        if betas.numel() == 0 or not (betas.min() >= 0 and 0 < betas.max() < 1):
             raise ValueError(
-                f"a noise schedule needs betas in [0, 1), got {betas.numel()} betas"
-                + (f" from {betas.min():.3g} to {betas.max():.3g}: take more timesteps or a smaller gamma"
+                f"a noise schedule needs betas in [0, 1), some above 0, got {betas.numel()} betas"
+                + (f" from {betas.min():.3g} to {betas.max():.3g}: take more timesteps or another gamma"
                    if betas.numel() else "")
             )
         self.betas = betas
@@ -200,8 +201,8 @@ class SigmaEqualsT:
     """
 
     def __init__(self, t_min: float = 1.0, t_max: float = 300.0):
-        if not 0 < t_min < t_max:
-            raise ValueError(f"sigma = t needs 0 < t_min < t_max, got t_min {t_min}, t_max {t_max}")
+        if not 0 < t_min < t_max < math.inf:
+            raise ValueError(f"sigma = t needs 0 < t_min < t_max, both finite, got t_min {t_min}, t_max {t_max}")
         self.t_min, self.t_max = t_min, t_max
 
     def at(self, t: Tensor) -> NoiseLevel:
@@ -237,6 +238,8 @@ def build_schedule(
         raise ValueError(f"the number of diffusion timesteps must be at least 1, got {num_timesteps}")
     if (name == POINTS) != (points is not None):
         raise ValueError(f"the schedule {POINTS} is drawn through points: give both or neither")
+    if gamma is not None and name not in SCALED:
+        raise ValueError(f"the schedule {name} has no scale (gamma): only {', '.join(SCALED)} have")
     if points is not None:
         return DiscreteSchedule(points_betas(parse_points(points), num_timesteps))
     return DiscreteSchedule(BETAS[name](num_timesteps, 1000 / num_timesteps if gamma is None else gamma))

@@ -72,6 +72,10 @@ class FittedTimes(UniformTimes):
         """The geometric middle (bins,) of each bin."""
         return (self.edges[1:] * self.edges[:-1]).sqrt()
 
+    def same_bins(self, edges: Tensor) -> bool:
+        """Whether the edges of other bins are these, but for rounding."""
+        return edges.shape == self.edges.shape and torch.allclose(edges.to(self.edges), self.edges, rtol=1e-2)
+
     def update(self, t: Tensor, loss: Tensor) -> None:
         place = (torch.searchsorted(self.edges, t.double().to(self.edges.device)) - 1).clamp(0, len(self.losses) - 1)
         sums = torch.zeros_like(torch.stack([self.losses, self.counts]))
@@ -127,6 +131,11 @@ class GumbelTimes(FittedTimes):
     """An information-uniform law (LangFlow, arXiv 2604.11748): log t follows a Gumbel law, cut to [t_min, t_max], whose
     location and scale are fitted to the loss: the increments of the loss are taken for probabilities of log t, and the
     law has their mean and variance."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Tells its file from that of another law that is fitted to the same losses.
+        self.register_buffer("gumbel", torch.ones((), dtype=torch.float64))
 
     def location_and_scale(self) -> Tuple[Tensor, Tensor]:
         """mu and beta of F(t) = exp(-exp(-(log t - mu) / beta))."""

@@ -73,6 +73,11 @@ def prepare_reference(text: str, variant: str) -> str:
     return SENTENCE_MARK.sub("\n", text) if variant == "cnndm" else text
 
 
+def without_marks(text: str) -> str:
+    """A text whose sentences are told apart by nothing: its words, for measures that know no sentences."""
+    return SENTENCE_MARK.sub(" ", text)
+
+
 def gigaword(text: str) -> str:
     """Gigaword's texts hold # for digits, of which GLGE restores the 1 alone."""
     return rejoin(text).replace("1", "#")

@@ -23,20 +23,34 @@ PADDING_MODELLED = ("fixed", "longest")  # values of --length-model
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
 VLB = Objective()
 LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time: 64 MB
+LARGEST_LATENT = 64.0  # a coordinate in float16: far beyond any embedding's
 
 
-def _latents_at_once(num_tokens: int) -> int:
-    return max(1, LOGITS_AT_ONCE // num_tokens // ALIGNMENT) * ALIGNMENT
+def _latents_at_once(num_tokens: int, alignment: int = ALIGNMENT) -> int:
+    return max(1, LOGITS_AT_ONCE // num_tokens // alignment) * alignment
 
 
-def in_chunks(function: Callable[..., Tensor], num_tokens: int, *tensors: Tensor) -> Tensor:
+def in_chunks(function: Callable[..., Tensor], num_scores: int, *tensors: Tensor, alignment: int = ALIGNMENT) -> Tensor:
     """function(*parts) over parts of the rows of tensors (n, ...), so that at most LOGITS_AT_ONCE scores over the
-    vocabulary are held at a time; with gradient, for which they are computed again."""
-    at_once = _latents_at_once(num_tokens)
+    vocabulary, or those of `alignment` rows, are held at a time; with gradient, for which they are computed again.
+
+    Args:
+        num_scores: of a row.
+        alignment: parts have a multiple of so many rows.
+    """
+    at_once = _latents_at_once(num_scores, alignment)
     if len(tensors[0]) <= at_once:
         return function(*tensors)
     return torch.cat([checkpoint(function, *part, use_reentrant=False)
                       for part in zip(*(tensor.split(at_once) for tensor in tensors))])
+
+
+def bounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents in the dtype of the embeddings that score them. An estimate of x0 from predicted noise has no bound at
+    the noisiest levels, where its scores would overflow float16."""
+    half = torch.float16 in (dtype, torch.get_autocast_dtype(x.device.type)
+                             if torch.is_autocast_enabled(x.device.type) else dtype)
+    return (x.clamp(-LARGEST_LATENT, LARGEST_LATENT) if half else x).to(dtype)
 
 
 class DiffusionModel(Persistent):
@@ -201,15 +215,16 @@ class DiffusionModel(Persistent):
         """
         def nll(x: Tensor, tokens: Tensor) -> Tensor:
             weight = self.vectors.detach() if fixed else self.vectors
-            scores = F.linear(x.to(weight.dtype), weight, self.rounding_bias).float()
+            scores = F.linear(bounded(x, weight.dtype), weight, self.rounding_bias).float()
             return F.cross_entropy(scores, tokens, reduction="none", label_smoothing=label_smoothing)
 
         return in_chunks(nll, self.embedding.num_embeddings, x, tokens)
 
-    def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor) -> Tensor:
-        """log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), the forbidden ones (V,) left out."""
-        at_once = _latents_at_once(len(forbidden))
-        scores = (self.round_logits(part).float().masked_fill(forbidden, -torch.inf) for part in x.split(at_once))
+    def log_probabilities(self, x: Tensor, tokens: Tensor, forbidden: Tensor, predicted: bool = False) -> Tensor:
+        """log p(token | x) (n,) in nats of tokens (n,) at latents (n, D), the forbidden ones (V,) left out; predicted:
+        x is what `logits` takes, and the probability what the model predicts, not what its estimate rounds to."""
+        at_once, score = _latents_at_once(len(forbidden)), self.logits if predicted else self.round_logits
+        scores = (score(part).float().masked_fill(forbidden, -torch.inf) for part in x.split(at_once))
         return torch.cat([part.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
                           for part, chosen in zip(scores, tokens.split(at_once))])
 

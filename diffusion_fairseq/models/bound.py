@@ -66,7 +66,7 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
         return likelihood.reconstruction(scores, xt, tokens, first.cut(x0.size(1)))
 
     # Whole examples at a time, whose positions take so many scores each.
-    reconstruction = in_chunks(cleanest, len(search.bias) * x0.size(1), noised(first), example.target)
+    reconstruction = in_chunks(cleanest, len(search.bias) * x0.size(1), noised(first), example.target, alignment=1)
     diffusion = _diffusion(model, example, x0, u.to(x0.device), noised)
     terms = (reconstruction, diffusion, likelihood.prior(x0, last.cut(x0.size(1))))
     return Bound(*((term * weight).sum(dim=1) for term in terms), weight.sum(dim=1))
@@ -93,6 +93,8 @@ def _diffusion(model: DiffusionModel, example: Example, x0: Tensor, u: Tensor, n
         pred_x0 = model.denoise(noised(schedule.at(t)), t, example.memory, example.packing)
         return likelihood.continuous_diffusion(x0, pred_x0, t) * (t * span)[:, None]
     steps = schedule.num_timesteps - 1
+    if not steps:  # the cleanest level is the noisiest
+        return x0.new_zeros(x0.shape[:2], dtype=torch.float64)
     t = 1 + (u * steps).long()
     pred_x0 = model.denoise(noised(schedule.at(t)), t, example.memory, example.packing)
     before, level = (schedule.at(times).cut(x0.size(1)) for times in (t - 1, t))

@@ -95,7 +95,8 @@ class DiffuSeqModel(EncoderOnlyModel):
         not shape."""
         packing = Packing.of(encoded.mask)
         with torch.no_grad():
-            hidden = self.hidden(encoded.embedded, encoded.tokens.new_zeros(()), packing, None, encoded.mask)
+            marked = None if self.noises_given else encoded.mask
+            hidden = self.hidden(encoded.embedded, encoded.tokens.new_zeros(()), packing, None, marked)
         return self.length_predictor(packing.unpack(hidden), encoded.mask)
 
 

@@ -37,7 +37,8 @@ class EncoderOnlyModel(LatentEncoder, DiffusionModel):
         given = memory.given(*xt.shape[:2])
         # Where given tokens are seen noised, xt holds them already.
         xt = xt if self.noises_given else memory.impose(xt)
-        return packing.unpack(self.down_projection(self.hidden(xt, t, packing, previous, given)))
+        marked = None if self.noises_given else given  # training with noised ones marks none
+        return packing.unpack(self.down_projection(self.hidden(xt, t, packing, previous, marked)))
 
     def transformer_layers(self) -> Iterator[nn.Module]:
         yield from self.layers

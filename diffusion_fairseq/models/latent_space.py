@@ -27,8 +27,8 @@ class LatentSpace(Tables):
     """What x_t is made of; saved with the model that reads it.
 
     Args:
-        embedding: (V, D) float32.
-        log_snr: (L, T) float64, the noise levels of each position, or (1, T) those of all.
+        embedding: (V, D).
+        log_snr: (L, T), the noise levels of each position, or (1, T) those of all.
         longest: positions of a text, at most.
         length_model, length_margin: how the diffusion model pads a text; needed in training alone.
         dictionary: fingerprint of its dictionary, where known.
@@ -37,8 +37,9 @@ class LatentSpace(Tables):
     def __init__(self, embedding: Tensor, log_snr: Tensor, longest: int, length_model: str = "given",
                  length_margin: int = 0, dictionary: Optional[str] = None):
         super().__init__()
-        self.register_buffer("embedding", embedding)
-        self.schedule = PositionSchedule(log_snr)
+        # Files that were exported hold other precisions.
+        self.register_buffer("embedding", embedding.float())
+        self.schedule = PositionSchedule(log_snr.double())
         self.longest, self.length_model, self.length_margin = longest, length_model, length_margin
         self.dictionary = dictionary
 
@@ -58,7 +59,7 @@ class LatentSpace(Tables):
         log_snr = weights.get("schedule.log_snr")
         if log_snr is None:
             log_snr = model_schedule(options).alphas_cumprod.logit()[None]
-        return cls(weights["embedding.weight"].float(), log_snr, len(weights["positions.weight"]),
+        return cls(weights["embedding.weight"], log_snr, len(weights["positions.weight"]),
                    options.length_model, options.length_margin, facts(weights).get("dictionaries", {}).get("target"))
 
     @classmethod

@@ -1,5 +1,6 @@
 """The training law of t as a part of the model, so that what it has learned is saved with the weights."""
 
+import logging
 from typing import Any, Dict, List
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
 from diffusion_fairseq.diffusion.processes import gather_passes
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
-from diffusion_fairseq.diffusion.time_laws import TIME_LAWS
+from diffusion_fairseq.diffusion.time_laws import TIME_LAWS, FittedTimes
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import one_of
+
+logger = logging.getLogger(__name__)
 
 
 class LearnsTimesteps(BaseFairseqModel):
@@ -31,9 +34,8 @@ class LearnsTimesteps(BaseFairseqModel):
         if type(before) is not law:
             times = (self.schedule.t_min, self.schedule.t_max) if continuous else (self.schedule.num_timesteps,)
             self.timesteps = law(*times).to(next(self.parameters()).device)
-            if before is not None and before.state_dict().keys() == self.timesteps.state_dict().keys():
-                # Laws that are fitted to the same losses.
-                self.timesteps.load_state_dict(before.state_dict())
+            if isinstance(before, FittedTimes) and isinstance(self.timesteps, FittedTimes):  # to the same losses
+                self.timesteps.load_state_dict(before.state_dict(), strict=False)
         return self.timesteps
 
     def meet(self, t: Tensor, losses: Tensor) -> None:
@@ -49,16 +51,30 @@ class LearnsTimesteps(BaseFairseqModel):
         if met:
             t, losses = gather_passes(met).unbind(dim=1)
             finite = torch.isfinite(losses)
-            self.timesteps.update(t[finite], losses[finite])
+            if finite.any():
+                self.timesteps.update(t[finite], losses[finite])
         if isinstance(self.schedule, AdaptiveSchedule):
             self.schedule.end_update()
+
+    def leave_out_update(self) -> None:
+        """Forget what has been met since the last update."""
+        self._met = []
+        if isinstance(self.schedule, AdaptiveSchedule):
+            self.schedule.leave_out_update()
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         """Make room for what a loss-aware timestep sampler has learned, or keep ours where a file has none."""
         prefix = name + "." if name else ""
         learned = {key for key in state_dict if key.startswith(prefix + "timesteps.")}
+        fitted = "gumbel" if prefix + "timesteps.gumbel" in learned else "time-warp"
         if learned and not hasattr(self, "timesteps"):
-            self.timestep_sampler("time-warp" if prefix + "timesteps.edges" in learned else "loss-second-moment")
+            self.timestep_sampler(fitted if prefix + "timesteps.edges" in learned else "loss-second-moment")
+        elif learned and isinstance(self.timesteps, FittedTimes):
+            self.timestep_sampler(fitted)
+        edges = state_dict.get(prefix + "timesteps.edges")
+        if edges is not None and isinstance(self.timesteps, FittedTimes) and not self.timesteps.same_bins(edges):
+            logger.info("the law of t was fitted on another range (--t-min, --t-max): it is fitted anew")
+            learned = set()
         if not learned and hasattr(self, "timesteps"):
             for key, value in self.timesteps.state_dict().items():
                 state_dict[prefix + "timesteps." + key] = value

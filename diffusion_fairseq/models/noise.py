@@ -21,7 +21,8 @@ def model_schedule(cfg: DiffusionModelConfig, positions: Optional[int] = None) -
     try:
         start = build_schedule(cfg.noise_schedule, cfg.diffusion_timesteps, cfg.noise_gamma, cfg.noise_points)
     except ValueError as error:
-        options = "--noise-schedule" if cfg.noise_points is None else "--noise-schedule, --noise-points"
+        options = ", ".join(["--noise-schedule", *(["--noise-gamma"] if cfg.noise_gamma is not None else []),
+                             *(["--noise-points"] if cfg.noise_points is not None else [])])
         raise UserError(f"{options}: {error}") from error
     if not cfg.adaptive_schedule_updates:
         if cfg.adaptive_schedule_start:

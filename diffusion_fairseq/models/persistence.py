@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 # Ends of the names of tables with a row for each position or length, from 0 on.
 LENGTH_TABLES = ("positions.weight", "length_predictor.absolute.weight", "length_predictor.absolute.bias",
                  "schedule.log_snr", "schedule.losses", "schedule.counts")
+# The buffers that note what training's targets were.
+MET = ("longest_target", "met_tokens")
 
 
 class Persistent(LearnsTimesteps):
@@ -37,6 +39,13 @@ class Persistent(LearnsTimesteps):
         # Above 0 for the tokens that training has generated, as far as is known.
         self.register_buffer("met_tokens", torch.zeros(num_tokens))
 
+    def _apply(self, fn, *args, **kwargs):
+        # A length is counted, and never cast: bfloat16 has no odd ones above 256.
+        longest = self.longest_target
+        super()._apply(fn, *args, **kwargs)
+        self.longest_target = longest.to(self.longest_target.device)
+        return self
+
     def meet_tokens(self, tokens: Tensor, mask: Tensor) -> None:
         """Take note of the tokens (B, L) that training generates, where mask (B, L) bool is True."""
         self.met_tokens.scatter_reduce_(0, tokens.flatten(), mask.flatten().to(self.met_tokens), "amax")
@@ -49,7 +58,8 @@ class Persistent(LearnsTimesteps):
     def end_update(self) -> None:
         """As LearnsTimesteps; the longest target and the tokens that any process has met."""
         super().end_update()
-        for met in (self.longest_target, self.met_tokens):
+        for name in MET:
+            met = getattr(self, name)
             met.copy_(max_over_processes(met))
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
@@ -93,8 +103,8 @@ class Persistent(LearnsTimesteps):
                             "the checkpoint was trained with, or start anew from it with --finetune-from-model")
         if not num_updates:
             # Of the targets of another task.
-            self.longest_target.zero_()
-            self.met_tokens.zero_()
+            for name in MET:
+                getattr(self, name).zero_()
         self._refitted = None
 
     def state_dict(self, *args, **kwargs):

@@ -27,4 +27,7 @@ def first_estimates(
     if len(rows):
         with torch.no_grad():
             previous[rows] = estimate(rows).to(xt.dtype)
+        # Under autocast older torch (2.4 does) keeps the half-precision copies of weights from a pass without gradient,
+        # and takes them for the pass with gradient, too, whose weights then get none.
+        torch.clear_autocast_cache()
     return previous

@@ -4,13 +4,15 @@ import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
+import torch
 from fairseq.data import TokenBlockDataset
 from fairseq.tasks import register_task
 from omegaconf import II
+from torch import Tensor
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.prompt_dataset import PromptDataset, lengthened
-from diffusion_fairseq.data.typed_lines import warn_of_unknown_words, without_lone_spaces
+from diffusion_fairseq.data.typed_lines import without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
@@ -135,17 +137,27 @@ class DiffusionLMTask(MonolingualTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> PromptDataset:
         """Typed lines as prompts, for fairseq-interactive: those without a mask token are continued."""
         cfg = self.cfg
-        warn_of_unknown_words(src_tokens, self.src_dict)
+        self.check_typed(src_tokens)
         src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
         length = cfg.prompt_length or cfg.tokens_per_sample
         prompts = [tokens if (tokens == self.mask).any() else
                    lengthened(tokens[:-1], length, self.mask, self.src_dict.eos() if self.ends else None)
                    for tokens in src_tokens]
-        prompts = [prompt[: cfg.tokens_per_sample] for prompt in prompts]
+        prompts = [self.cut_prompt(prompt) for prompt in prompts]
         found = PromptDataset(prompts, [len(prompt) for prompt in prompts], self.src_dict, self.mask,
                               GivenPositions(":"), seed=cfg.seed, shuffle=False, left_pad_source=False)
         found.tgt = found.tgt_sizes = None
         return found
+
+    def cut_prompt(self, prompt: Tensor) -> Tensor:
+        """A prompt (n,) of at most --tokens-per-sample tokens; an end of sentence stays its last one."""
+        longest = self.cfg.tokens_per_sample
+        if len(prompt) <= longest:
+            return prompt
+        kept = torch.cat([prompt[: longest - 1], prompt[-1:]]) if self.ends else prompt[:longest]
+        left = "" if (kept == self.mask).any() else ", and nothing is left to write"
+        logger.warning(f"input: a line of {len(prompt)} tokens cut to {longest} (--tokens-per-sample){left}")
+        return kept
 
     def valid_step(self, sample, model, criterion):
         if sample["target"] is None:

@@ -10,6 +10,7 @@ from fairseq.models import BaseFairseqModel
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
+from diffusion_fairseq.metrics.glge import without_marks
 from diffusion_fairseq.metrics.overlap import rouge_per_sentence
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
@@ -50,6 +51,9 @@ class EvalRouge:
             raise UserError("--eval-rouge-steps and --eval-rouge-sentences must be at least 1")
         self.cfg, self.dictionary = cfg, dictionary
         sampling = SamplingConfig(diffusion_steps=cfg.eval_rouge_steps, clamping=True, seed=1)
+        trained = getattr(model.schedule, "num_timesteps", cfg.eval_rouge_steps)
+        if cfg.eval_rouge_steps > trained:
+            raise UserError(f"--eval-rouge-steps {cfg.eval_rouge_steps} exceeds the {trained} timesteps of the model")
         self.generator = DiffusionGenerator(model, dictionary, sampling)
 
     def sums(self, sample: Dict[str, Any]) -> Dict[str, float]:
@@ -68,8 +72,8 @@ class EvalRouge:
         return found
 
     def text(self, tokens: torch.Tensor) -> str:
-        """Words of tokens (L,), subwords joined as --eval-rouge-remove-bpe says."""
-        return self.dictionary.string(tokens.int().cpu(), self.cfg.eval_rouge_remove_bpe)
+        """Words of tokens (L,), subwords joined as --eval-rouge-remove-bpe says, without marks between sentences."""
+        return without_marks(self.dictionary.string(tokens.int().cpu(), self.cfg.eval_rouge_remove_bpe))
 
 
 def log_rouge(logging_outputs: List[Dict[str, Any]]) -> None:

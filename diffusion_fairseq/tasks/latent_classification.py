@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Optional
 
-from fairseq.data import Dictionary, indexed_dataset
+from fairseq.data import Dictionary, data_utils, indexed_dataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
@@ -75,10 +75,29 @@ class LatentClassificationTask(SharedUpdates):
             if not indexed_dataset.dataset_exists(path, impl=None):
                 raise UserError(f"no {path}.idx: binarise that split with fairseq-preprocess --only-source --destdir "
                                 f"{os.path.join(self.cfg.data, part)}")
+        self.check_labels(split)
         options = SentencePredictionConfig(data=self.cfg.data, seed=self.cfg.seed, regression_target=False,
                                            shorten_method="truncate", max_positions=self.max_positions())
         reader = SentencePredictionTask(options, self.dictionary, self.label_dictionary)
         self.datasets[split] = reader.load_dataset(split, combine=combine)
+
+    def check_labels(self, split: str) -> None:
+        """Refuse labels that do not fit.
+
+        Raises:
+            UserError: not one for each text, or one that is no word of the labels' dictionary.
+        """
+        path = os.path.join(self.cfg.data, "label", split)
+        texts = data_utils.load_indexed_dataset(os.path.join(self.cfg.data, "input0", split), self.dictionary, None)
+        labels = data_utils.load_indexed_dataset(path, self.label_dictionary, None)
+        if len(labels) != len(texts):
+            raise UserError(f"{path}: {len(labels)} labels for {len(texts)} texts: binarise both again, from two files "
+                            "of as many lines")
+        first = self.label_dictionary.nspecial
+        for line, label in enumerate((labels[row] for row in range(len(labels))), 1):
+            if len(label) != 2 or label[0] < first:
+                raise UserError(f"{path}, line {line}: {self.label_dictionary.string(label)!r} is not one of the "
+                                f"labels of training ({', '.join(self.labels[:8])}): correct it and binarise again")
 
     def build_model(self, cfg, from_checkpoint: bool = False) -> LatentClassifierModel:
         """Build a latent_classifier; this task cuts its texts to what the model takes.

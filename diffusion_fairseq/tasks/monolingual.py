@@ -8,6 +8,7 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 from torch.utils.data import Dataset
 
+from diffusion_fairseq.data.typed_lines import without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
 
@@ -46,6 +47,13 @@ class MonolingualTask(Seq2SeqDiffusionTask):
         task.mask = mask_index(dictionary, folder)
         logger.info(f"dictionary: {len(dictionary)} types; mask token {dictionary[task.mask]}")
         return task
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        """Typed lines, for fairseq-interactive, as the text was that the model has learned from: no space of its own
+        before a mask token."""
+        src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
+        src_lengths = [len(tokens) for tokens in src_tokens]
+        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
 
     def load_lines(self, split: str, epoch: int, combine: bool) -> Tuple[str, Dataset]:
         """The path of a split of one shard, and its lines, with their `sizes`.

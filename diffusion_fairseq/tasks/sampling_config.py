@@ -164,3 +164,13 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise UserError("--classifier and --classifier-label belong together: give both")
     if not 0 <= cfg.ddim_eta <= 1:
         raise UserError(f"--ddim-eta must be from 0 to 1, got {cfg.ddim_eta}")
+    stock, alone = SamplingConfig, cfg.classifier is None
+    for option, value, default, unused, needed in (
+        ("--ddim-eta", cfg.ddim_eta, stock.ddim_eta, cfg.solver != "ddim", "--solver ddim"),
+        ("--ddpm-variance", cfg.ddpm_variance, stock.ddpm_variance, cfg.solver != "ddpm", "--solver ddpm"),
+        ("--classifier-scale", cfg.classifier_scale, stock.classifier_scale, alone, "--classifier"),
+        ("--classifier-steps", cfg.classifier_steps, stock.classifier_steps, alone, "--classifier"),
+        ("--classifier-fluency", cfg.classifier_fluency, stock.classifier_fluency, alone, "--classifier"),
+    ):
+        if unused and value != default:
+            raise UserError(f"{option} acts only with {needed}: give both, or leave it out")

@@ -1,6 +1,7 @@
 """Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
 
 import atexit
+import json
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import II, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from sacrebleu.metrics import BLEU
 
 from diffusion_fairseq.criterions.base import DiffusionCriterion
@@ -39,8 +41,10 @@ logger = logging.getLogger(__name__)
 # Share of a dictionary's words that may be missing from a sentencepiece model: rare characters outside its alphabet.
 UNKNOWN_PIECES = 0.1
 # Options of fairseq's generation from left to right, which would change nothing here.
-UNSERVED = ("sampling", "score_reference", "prefix_size", "constraints", "print_alignment", "replace_unk", "lm_path",
-            "no_repeat_ngram_size", "diverse_beam_groups", "match_source_len")
+UNSERVED = ("sampling", "sampling_topk", "sampling_topp", "score_reference", "prefix_size", "constraints",
+            "print_alignment", "replace_unk", "lm_path", "no_repeat_ngram_size", "diverse_beam_groups",
+            "match_source_len", "beam", "temperature", "lenpen", "unkpen", "unnormalized", "min_len")
+INSTEAD = {"beam": "--candidates", "temperature": "--score-temperature"}
 # What validation with --eval-bleu sums over batches and workers.
 BLEU_COUNTS = [f"_bleu_counts_{n}" for n in range(EVAL_BLEU_ORDER)]
 BLEU_TOTALS = [f"_bleu_totals_{n}" for n in range(EVAL_BLEU_ORDER)]
@@ -69,7 +73,9 @@ class Seq2SeqDiffusionConfig(SamplingConfig, EvalRougeConfig, EvalBoundConfig, T
         metadata={"help": "output of a generation with the same options that was interrupted, or an empty file: the "
                           "batches it holds are not generated again, and it is cut where the first of the others "
                           "begins. Append to it: fairseq-generate ... --resume-generation out.txt >> out.txt can be "
-                          "started again as it is. Not the file in --results-path, which is emptied at every start"},
+                          "started again as it is; the score at its end is then of the rest alone "
+                          "(scripts/evaluate.py scores the file). Not the file in --results-path, which is emptied at "
+                          "every start"},
     )
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
@@ -190,8 +196,8 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             UserError: a shard that there is not; a file that is not of an interrupted run like this.
         """
         cfg = self.cfg
-        if "epoch" in kwargs or (cfg.num_shards == 1 and cfg.resume_generation is None):
-            # The trainer shares its batches out itself.
+        if "epoch" in kwargs or self.scores or (cfg.num_shards == 1 and cfg.resume_generation is None):
+            # The trainer shares its batches out itself, and validation has all.
             return super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
         if cfg.num_shards > 1 and num_shards == 1:
             if not 0 <= cfg.shard_id < cfg.num_shards:
@@ -207,6 +213,9 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         if cfg.resume_generation is not None:
             left = left_to_generate(own, cfg.resume_generation)
             logger.info(f"{cfg.resume_generation}: {len(own) - len(left)} of {len(own)} batches are there")
+            if len(left) < len(own):
+                logger.warning(f"the score at the end is of the last {len(left)} of {len(own)} batches: "
+                               "scripts/evaluate.py scores the whole file")
             own = left
         iterator._frozen_batches = own
         return iterator
@@ -214,11 +223,22 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
     def can_reuse_epoch_itr(self, dataset) -> bool:
         """Batch the training data anew in every epoch: the host seeds the order of sentences with the epoch in which
         it batches them, so that a resumed run would otherwise go on with other batches."""
-        return dataset is not self.datasets.get(self.cfg.train_subset)
+        # Of what is typed, which comes once, the host would keep all.
+        return any(dataset is known for split, known in self.datasets.items() if split != self.cfg.train_subset)
+
+    def check_typed(self, src_tokens) -> None:
+        """Look at what was typed for fairseq-interactive.
+
+        Raises:
+            UserError: options that act on a whole data set.
+        """
+        if self.cfg.num_shards > 1 or self.cfg.resume_generation is not None:
+            raise UserError("--num-shards and --resume-generation are of fairseq-generate: leave them out")
+        warn_of_unknown_words(src_tokens, self.src_dict)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> LanguagePairDataset:
         """Sources alone, cut, for fairseq-interactive."""
-        warn_of_unknown_words(src_tokens, self.src_dict)
+        self.check_typed(src_tokens)
         pairs = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
         return self._cut(pairs, "input", shuffle=False)
 
@@ -235,6 +255,10 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             where = "the checkpoint holds" if from_checkpoint else "--arch names"
             raise UserError(f"{where} a model of architecture {arch!r}, which this task does not serve: it takes "
                             f"{', '.join(known)}")
+        try:
+            json.loads(self.cfg.eval_bleu_args or "{}")
+        except ValueError:
+            raise UserError(f"--eval-bleu-args: {self.cfg.eval_bleu_args!r} is no JSON") from None
         model = super().build_model(cfg, from_checkpoint)
         model.dictionaries = {"source": fingerprint(self.src_dict), "target": fingerprint(self.tgt_dict)}
         self.eval_rouge = EvalRouge(self.cfg, model, self.tgt_dict) if self.cfg.eval_rouge else None
@@ -267,15 +291,24 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         if len(models) != 1:
             raise UserError("--path names several models: every diffusion model has its own latent space, so they "
                             "cannot be averaged; give one")
-        given = vars(args) if isinstance(args, Namespace) else args
+        validation = isinstance(args, Namespace)  # by --eval-bleu-args, which may name fairseq's beam
         stock = OmegaConf.structured(GenerationConfig)
-        options = OmegaConf.merge(stock, given)
-        unserved = [f"--{name.replace('_', '-')}" for name in UNSERVED if options[name] != stock[name]]
+        try:
+            options = OmegaConf.merge(stock, vars(args) if validation else args)
+        except OmegaConfBaseException as error:
+            raise UserError(f"--eval-bleu-args: {str(error).splitlines()[0]}; it takes fairseq's options of generation "
+                            '({"nbest": 1}), those of diffusion stand beside it (--diffusion-steps, ...)') from None
+        unserved = [name for name in UNSERVED if options[name] != stock[name] and not (validation and name == "beam")]
         if unserved:
-            raise UserError(f"{', '.join(unserved)}: not served by diffusion generation; leave it out")
+            instead = [INSTEAD[name] for name in unserved if name in INSTEAD]
+            raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in unserved)}: not served by diffusion "
+                            f"generation; {'give ' + ' and '.join(instead) if instead else 'leave it out'}")
+        # fairseq's 200 tokens are no choice of the user's.
+        limited = (options.max_len_a, options.max_len_b) != (stock.max_len_a, stock.max_len_b)
         generator = DiffusionGenerator(
             models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
-            max_len_b=options.max_len_b, retain_history=options.retain_iter_history, ends=self.ends,
+            max_len_b=options.max_len_b if limited else None, retain_history=options.retain_iter_history,
+            ends=self.ends,
         )
         if self.cfg.exit_patience is not None:
             # The host's commands have no hook for their end.

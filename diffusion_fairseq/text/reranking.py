@@ -16,6 +16,8 @@ import numpy as np
 from diffusion_fairseq.errors import UserError
 
 BLEU_ORDERS = 4
+# What an oracle may choose by; GENIE's evaluation takes ROUGE-2, and ROUGE-1 where that is equal.
+ORACLES: Dict[str, tuple] = {"rougeL": ("rougeL",), "rouge1": ("rouge1",), "rouge2": ("rouge2", "rouge1")}
 # On ASCII text what rouge-score takes for a word; other scripts keep theirs, which rouge-score drops.
 _ROUGE_WORD = re.compile(r"[^\W_]+")
 Words = Sequence[Hashable]
@@ -56,12 +58,27 @@ def by_usefulness(matrix: np.ndarray) -> List[int]:
     return sorted(range(len(means)), key=lambda i: -means[i])
 
 
-def oracle_best_of(reference_scores: Sequence[float]) -> int:
+def oracle_best_of(reference_scores: Sequence) -> int:
     """The ORACLE's index: the first candidate with the highest score *against the reference*.
 
     A bound on what reranking could reach, never the result of a system: no reference is known when text is generated.
+
+    Args:
+        reference_scores: a number of each candidate, or a tuple of those that decide one after the other.
     """
     return max(range(len(reference_scores)), key=reference_scores.__getitem__)
+
+
+def oracle_picks(scores: np.ndarray, measures: Sequence[str], chosen_by: str) -> List[int]:
+    """The ORACLE's candidate of each sentence, (S,).
+
+    Args:
+        scores: (S, N, M), the measures of each candidate *against the reference*.
+        measures: M names.
+        chosen_by: of ORACLES; where its measures are equal the first candidate is taken.
+    """
+    columns = [measures.index(name) for name in ORACLES[chosen_by]]
+    return [oracle_best_of(list(map(tuple, sentence))) for sentence in scores[:, :, columns].tolist()]
 
 
 def sentence_bleu(texts: Sequence[str]) -> np.ndarray:
