@@ -4,6 +4,7 @@ and our checkpoint written."""
 import argparse
 import pickle
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -256,7 +257,7 @@ def save(model: DiffusionModel, cfg: TransformerConfig, arch: str, pieces: Seque
     write(checkpoint_of(model, cfg, task), str(folder / "checkpoint.pt"))
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{folder / 'checkpoint.pt'}: {checked} tensors checked, {count:,} weights, {len(pieces):,} pieces")
-    print(f"text: --bpe bert --bpe-vocab-file {folder / 'vocab.txt'}, each line begun with [CLS]")
+    print(f"text: --bpe bert --bpe-vocab-file {shlex.quote(str(folder / 'vocab.txt'))}, each line begun with [CLS]")
     print(f"model: {architecture_options(cfg, arch)}")
 
 

@@ -32,6 +32,7 @@ class Rules(NamedTuple):
     max_line: int = 10_000
     long_lines: str = "cut"
     skip_broken: bool = False
+    lowercase: bool = False
 
     @property
     def has_empty_lines(self) -> bool:
@@ -256,6 +257,8 @@ def tidy(document: list[str], rules: Rules) -> tuple[list[str], int]:
         for line in sentences(text) if rules.segment else (text,):
             if not line:
                 continue
+            # Not before: capitals tell where a sentence begins.
+            line = line.lower() if rules.lowercase else line
             if not rules.max_line or len(line) <= rules.max_line:
                 lines.append(line)
                 continue

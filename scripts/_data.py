@@ -1,6 +1,7 @@
 """What the data preparers share: checked reading, atomic writing, one-line errors. Standard library only."""
 
 import hashlib
+import json
 import os
 import sys
 import zlib
@@ -84,6 +85,37 @@ def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
                             f"0x{raw[error.start]:02x}); convert the file to UTF-8") from None
 
 
+def read_utf8(path: Path) -> str:
+    """A file's text; DataError names the file and the line that is not UTF-8."""
+    with path.open("rb") as stream:
+        return "\n".join(utf8_lines(stream, str(path)))
+
+
+def check_made_of(file: Path, wanted: dict, remove: str) -> None:
+    """Refuse to go on in a folder whose files were made of something else; a folder without the file is taken as it is.
+
+    Args:
+        file: where `keep_made_of` wrote that down.
+        wanted: what they are to be made of.
+        remove: what to remove, beside the file, to begin again.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if changed := [name for name in wanted if wanted[name] != known.get(name)]:
+        raise DataError(f"{file.parent} was made with other {' and '.join(changed)} (see {file.name}): name another "
+                        f"folder, or remove {file.name} and {remove} from it")
+
+
+def keep_made_of(file: Path, wanted: dict) -> None:
+    """Write down what the files beside it are made of."""
+    write_files(file.parent, {file.name: json.dumps(wanted, indent=1).split("\n")})
+
+
 def line_counts(*paths: Path) -> list[int]:
     """How many lines each of some files has."""
     counts = []
@@ -91,6 +123,17 @@ def line_counts(*paths: Path) -> list[int]:
         with path.open("rb") as stream:
             counts.append(sum(1 for _ in stream))
     return counts
+
+
+def check_same_length(first: Path, second: Path, remedy: str) -> None:
+    """Refuse files whose lines belong together where one has more of them.
+
+    Raises:
+        DataError: naming both, and what to do.
+    """
+    one, other = line_counts(first, second)
+    if one != other:
+        raise DataError(f"{first} has {one:,} lines, {second} has {other:,}: {remedy}")
 
 
 @contextmanager

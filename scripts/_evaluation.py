@@ -1,7 +1,8 @@
 """The rows of an evaluation: systems and baselines, scored sentence by sentence against the same references.
 
 Every hypothesis is scored once: what MBR and the oracle choose, and each resample of the bootstrap, add up the numbers
-that its sentences already have.
+that its sentences already have. Marks between the sentences of a text ([X_SEP] and others) are words to no measure;
+GLGE's alone read them.
 """
 
 import random
@@ -38,7 +39,7 @@ DIVERSITY = {
 }
 UTILITY_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rouge": "ROUGE-1/2/L"}
 UTILITIES = ("rougeL", "bleu")
-ORACLE_CHOSEN_BY = "rougeL"
+DEFAULT_ORACLE = "rougeL"
 RESAMPLES = 1000
 
 
@@ -53,9 +54,10 @@ class Evaluation:
     """
 
     def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None,
-                 bert_scorer=None):
-        self.references, self.sources, self.glge_variant = references, sources, glge_variant
-        self.bert_scorer = bert_scorer
+                 bert_scorer=None, oracle: str = DEFAULT_ORACLE):
+        self.references = [glge.without_marks(text) for text in references]
+        self.sources, self.glge_variant = sources, glge_variant
+        self.bert_scorer, self.oracle = bert_scorer, oracle
         self.rows: dict[str, dict[str, float]] = {}
         self.diversity: dict[str, dict[str, float]] = {}
         self.chosen: dict[str, dict[str, list[str]]] = {}
@@ -95,7 +97,7 @@ class Evaluation:
             return
         mean = f"{name}: mean over {len(statistics)} candidates"
         self.add_row(mean, statistics, system.candidates)
-        sets = list(zip(*system.candidates, strict=True))
+        sets = list(zip(*(map(glge.without_marks, texts) for texts in system.candidates), strict=True))
         matrices = {utility: [reranking.pairwise(texts, utility) for texts in sets] for utility in {*utilities, "bleu"}}
         self.diversity[mean]["self_bleu"] = diversity.self_bleu(matrices["bleu"])
         self.diversity[mean]["div4"] = 100 * diversity.distinct_among(sets)
@@ -104,8 +106,7 @@ class Evaluation:
             picked = [reranking.most_useful(matrix) for matrix in matrices[utility]]
             title = f"{name}: MBR by {UTILITY_NAMES[utility]}"
             self.chosen[name][utility] = self.add_choice(title, system, statistics, picked)
-        against = [numbers[:, self.means.index(ORACLE_CHOSEN_BY)] for numbers in statistics]
-        picked = [reranking.oracle_best_of(scores) for scores in np.stack(against, axis=1).tolist()]
+        picked = reranking.oracle_picks(np.stack(statistics, axis=1), self.means, self.oracle)
         self.add_choice(f"{name}: oracle (chosen with the reference)", system, statistics, picked)
 
     def add_choice(self, title: str, system: Outputs, statistics: list[np.ndarray], picked: list[int]) -> list[str]:
@@ -134,9 +135,10 @@ class Evaluation:
 
     def statistics(self, hypotheses: list[str]) -> np.ndarray:
         """(S, K) numbers of each sentence, whose sums `score` reads."""
+        marked, hypotheses = hypotheses, [glge.without_marks(text) for text in hypotheses]
         found = list(overlap.rouge_per_sentence(hypotheses, self.references).values())
         if self.glge_variant is not None:
-            prepared = [glge.prepare_hypothesis(text, self.glge_variant) for text in hypotheses]
+            prepared = [glge.prepare_hypothesis(text, self.glge_variant) for text in marked]
             found += glge.rouge_per_sentence(prepared, self._glge_references).values()
         if self.bert_scorer is not None:
             found.append(100 * model_based.bert_score(hypotheses, self.references, self.bert_scorer))
@@ -177,6 +179,7 @@ class Evaluation:
 
 def varied(texts: list[str]) -> dict[str, float]:
     """The measures of one hypothesis a sentence that need no reference; shares x 100."""
+    texts = [glge.without_marks(text) for text in texts]
     return {
         "words": diversity.mean_words(texts),
         "empty": 100 * diversity.empty_share(texts),
@@ -199,6 +202,7 @@ def evaluate(
     utilities: Sequence[str] = UTILITIES,
     glge_variant: str | None = None,
     bert_scorer=None,
+    oracle: str = DEFAULT_ORACLE,
     seed: int = 1,
 ) -> Evaluation:
     """Score a model beside other systems and the baselines.
@@ -209,10 +213,11 @@ def evaluate(
         utilities: of reranking.UTILITIES, an MBR row for each where there are several candidates.
         glge_variant: of glge.VARIANTS; adds GLGE_MEASURES to each row.
         bert_scorer: of model_based.load_bert_scorer; adds BERT_MEASURES to each row.
+        oracle: of reranking.ORACLES, what the oracle chooses by.
     Raises:
         UserError: unequal numbers of sentences, two systems of one name, an unknown variant or utility.
     """
-    evaluation = Evaluation(references, sources, glge_variant, bert_scorer)
+    evaluation = Evaluation(references, sources, glge_variant, bert_scorer, oracle)
     evaluation.add(name, model, utilities)
     for other, system in (systems or {}).items():
         evaluation.add(other, system, utilities)

@@ -8,8 +8,8 @@ from itertools import count, islice
 
 from diffusion_fairseq.errors import UserError
 
-# The kind of a sentence's line, its id, and what follows.
-SENTENCE_LINE = re.compile(r"([A-Z])-([0-9]+)(?:\t(.*))?\r?", re.DOTALL)
+# The kind of a sentence's line, its id, of E- lines (--retain-iter-history) the step, and what follows.
+SENTENCE_LINE = re.compile(r"([A-Z])-([0-9]+)(?:_[0-9]+)?(?:\t(.*))?\r?", re.DOTALL)
 READ = "STHD"  # kinds of lines that are scored
 MOST_DIGITS = 18
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from _data import DataError, utf8_lines
+from _data import DataError, check_same_length, utf8_lines
 
 EPOCHS = 10  # of fine-tuning ("Democratized Diffusion Language Model", section 4.2)
 EOS = 2  # index of the end of a sentence in every dictionary of fairseq
@@ -91,8 +91,9 @@ class Sections(Labelled):
 
     def examples(self, folder: Path, split: str) -> Iterator[tuple[str, Example | None]]:
         texts, marks = (folder / name for name in self.files(split))
+        check_same_length(texts, marks, "prepare debsum again")
         with texts.open("rb") as descriptions, marks.open("rb") as stream:
-            rows = zip(utf8_lines(descriptions, str(texts)), utf8_lines(stream, str(marks)), strict=True)
+            rows = zip(utf8_lines(descriptions, str(texts)), utf8_lines(stream, str(marks)))
             for number, (text, mark) in enumerate(rows, 1):
                 fields = mark.split("\t")
                 label = fields[2].rpartition("/")[2] if len(fields) == 4 else None

@@ -48,7 +48,7 @@ DATA = "data"
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, and the prefix that it was given ("": none)."""
+    """A text up to a given ending, and the prefix that it was given ("": none)."""
 
     text: str
     prefix: str = ""
@@ -67,9 +67,10 @@ class Sample:
 
 @dataclass
 class Rows:
-    """Systems by name: rows[name][j][i] is the j-th sample for prompt i."""
+    """Systems by name: rows[name][j][i] is the j-th sample for prompt i, which has given a prefix and an ending."""
 
     prefixes: list[str] | None = None
+    endings: list[str] | None = None
     continuations: bool = False
     max_words: int | None = None
     rows: dict[str, list[list[Sample]]] = field(default_factory=dict)
@@ -84,19 +85,21 @@ class Rows:
             raise UserError(f"two systems are called {name!r}: choose other names in --name and --system")
         if self.prefixes is not None and len(outputs) != len(self.prefixes):
             raise UserError(f"{name}: {len(outputs)} texts, but there are {len(self.prefixes)} prefixes")
-        prefixes = self.prefixes or [""] * len(outputs)
+        prefixes, endings = (given or [""] * len(outputs) for given in (self.prefixes, self.endings))
         self.rows[name] = [
-            [self.sample(f"{name}, text {i + 1}", *pair) for i, pair in enumerate(zip(texts, prefixes))]
+            [self.sample(f"{name}, text {i + 1}", *row) for i, row in enumerate(zip(texts, prefixes, endings))]
             for texts in outputs.candidates
         ]
 
-    def sample(self, where: str, text: str, prefix: str) -> Sample:
+    def sample(self, where: str, text: str, prefix: str, ending: str = "") -> Sample:
         text = f"{prefix} {text.strip()}".strip() if self.continuations else text.strip()
         if not text.startswith(prefix):
             raise UserError(f"{where} does not begin with its prefix {prefix[:40]!r}: give the prefixes as the model "
                             "wrote them, or --continuations where the texts do not repeat them")
+        if text.endswith(ending, len(prefix)):  # a system that was not given it has written all that it has
+            text = text.removesuffix(ending).rstrip()
         if self.max_words is not None and len(text.split()) > self.max_words:
-            text = " ".join(text.split()[: self.max_words])
+            text, prefix = " ".join(text.split()[: self.max_words]), " ".join(prefix.split())
             prefix = prefix if text.startswith(prefix) else text
         return Sample(text, prefix)
 

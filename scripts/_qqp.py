@@ -91,9 +91,13 @@ def _duplicates(path: Path, quoted: bool) -> Pairs:
         if not set(COLUMNS) <= set(head):
             raise DataError(f"{path} has no columns {', '.join(COLUMNS)} in its first line: fetch it again")
         places = [head.index(column) for column in COLUMNS]
-        for row in rows:
-            if len(row) == len(head) and row[places[2]] == "1":
-                yield row[places[0]], row[places[1]]
+        try:
+            for row in rows:
+                if len(row) == len(head) and row[places[2]] == "1":
+                    yield row[places[0]], row[places[1]]
+        except csv.Error as error:
+            raise DataError(f"{path}, line {rows.line_num}: {error}: a quotation mark is missing, perhaps long before; "
+                            "fetch it again") from None
 
 
 def _groups(pairs: List[Tuple[str, str]]) -> List[str]:

@@ -1,10 +1,10 @@
 """Typed text as tokens, as fairseq-interactive makes them."""
 
-import argparse
 import re
 from pathlib import Path
 from typing import Callable, Optional
 
+from _checkpoint import build_bpe
 from torch import Tensor
 
 BPE_MODEL = "sentencepiece.model"
@@ -24,11 +24,8 @@ def encoder(task, model: Optional[Path]) -> Callable[[str], Tensor]:
         task: whose source dictionary numbers them.
         model: sentencepiece model that splits words; None: they are taken as they are.
     """
-    dictionary, bpe = task.source_dictionary, None
+    dictionary, bpe = task.source_dictionary, build_bpe(task, model)
     mask = dictionary[task.mask] if task.prompts else None
-    if model is not None:
-        bpe = task.build_bpe(argparse.Namespace(bpe="sentencepiece", sentencepiece_model=str(model),
-                                                sentencepiece_enable_sampling=False, sentencepiece_alpha=None))
 
     def encode(line: str) -> Tensor:
         line = line if bpe is None else encoded(line, bpe, mask)

@@ -10,7 +10,6 @@ distance from the line as a share of the loss's range. Writes .json and .png.
 """
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Dict, NamedTuple
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, batches, load
+from _study import named, write_rows
 from torch import Tensor
 from tqdm import tqdm
 
@@ -132,9 +132,9 @@ def main() -> None:
                            dtype=torch.float64)
     loss = losses(task, model, times, arguments)
     rows = analyse(model, times, loss)
-    arguments.output.with_suffix(".json").write_text(
-        json.dumps({"t": times.tolist(), "loss": loss.tolist(), "u": U.tolist(), "laws": rows}), encoding="utf-8")
-    plot(rows, times, loss, arguments.output.with_suffix(".png"))
+    write_rows(named(arguments.output, ".json"),
+               {"t": times.tolist(), "loss": loss.tolist(), "u": U.tolist(), "laws": rows})
+    plot(rows, times, loss, named(arguments.output, ".png"))
     print(text_table(rows, COLUMNS, digits=3))
     print(f"\nloss over u = F(t), {min(arguments.texts, len(task.dataset(arguments.subset)))} texts of "
           f"{arguments.subset}, {arguments.levels} times")

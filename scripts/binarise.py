@@ -6,14 +6,13 @@
     python scripts/binarise.py runs/translation --separate-dictionaries
 
 Reads text/{train,valid,test}.{src,tgt} in the folder, or for a language model text/{train,valid,test}.txt, whose
-dictionary gets the word <mask>; writes sentencepiece.model (unless one is given), encoded/ and data-bin/ there.
+dictionary gets the word <mask>; writes sentencepiece.model, encoded/ and data-bin/ there.
 Interrupted, the same command continues: a file that has its name is whole. With other options, or files of another
 size, it refuses to mix the two; what data-bin was made of stands in binarised.json.
 """
 
 import argparse
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -24,13 +23,15 @@ from typing import Iterator, Optional, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
-from _data import MASK, DataError, line_counts, removed_on_error, run, utf8_lines
+from _data import MASK, DataError, check_made_of, keep_made_of, line_counts, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
 LINES_AT_ONCE = 10000
 MADE_OF = "binarised.json"
+WORD_START = "\u2581"  # sentencepiece's space
 SAMPLE = 2_000_000  # lines that subwords are learned from, at most
+LONGEST = 1 << 30  # bytes of a line: sentencepiece leaves out those of more than 4,192 without a word
 
 
 def sides_of(text: Path) -> Tuple[str, ...]:
@@ -63,20 +64,23 @@ def check_parallel(text: Path) -> None:
 
 
 def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
-               given: Optional[Path]) -> sentencepiece.SentencePieceProcessor:
-    """The given subword model, or one learned on the training text."""
+               given: Optional[Path], symbols: Sequence[str] = ()) -> sentencepiece.SentencePieceProcessor:
+    """The given subword model, or one learned on the training text, with some words that are a subword each."""
     model = given or work / "sentencepiece.model"
     if given is None and not model.exists():
         learned = io.BytesIO()  # and no file, whose name would be part of the model
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=chain.from_iterable(_lines(text / f"train.{side}") for side in sides),
-                model_writer=learned, vocab_size=vocabulary, character_coverage=1.0, user_defined_symbols=[MASK],
-                minloglevel=2, input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
+                model_writer=learned, vocab_size=vocabulary, character_coverage=1.0,
+                user_defined_symbols=[MASK, *(WORD_START + word for word in symbols)], minloglevel=2,
+                input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
+                max_sentence_length=LONGEST,
             )
         except RuntimeError as error:
-            # After its own place in the source of sentencepiece.
-            raise DataError(f"--vocabulary {vocabulary}: {str(error).splitlines()[-1].rpartition('] ')[2]}") from None
+            # Its own place in the source of sentencepiece comes first, and may be all that it says.
+            said = str(error).splitlines()[-1]
+            raise DataError(f"--vocabulary {vocabulary}: {said.rpartition('] ')[2] or said}") from None
         unfinished = model.with_name(model.name + ".unfinished")
         unfinished.write_bytes(learned.getbuffer())
         unfinished.replace(model)
@@ -160,32 +164,17 @@ def size_of(file: Path) -> int:
     return file.stat().st_size
 
 
-def check_made_of(work: Path, wanted: dict) -> None:
-    """Refuse to go on in a folder that was begun with other options or other text.
-
-    Raises:
-        DataError: naming what differs.
-    """
-    try:
-        known = json.loads((work / MADE_OF).read_text(encoding="utf-8"))
-    except OSError:
-        return
-    changed = [name for name in wanted if wanted[name] != known.get(name)]
-    if changed:
-        raise DataError(f"{work} was binarised with other {' and '.join(changed)} (see {MADE_OF}): name another "
-                        f"folder, or remove {MADE_OF}, data-bin, encoded and sentencepiece.model from it")
-
-
 def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int,
-             words: bool = False, joined: bool = True) -> Path:
+             words: bool = False, joined: bool = True, symbols: Sequence[str] = ()) -> Path:
     """work/data-bin from work/text; with `words` the text is taken for encoded; `joined`: one dictionary for both
-    sides."""
+    sides; `symbols`: words that are one subword each, where subwords are learned."""
     text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
     sides = sides_of(text)
     of = {"vocabulary": vocabulary if dictionary is None else None, "words": words, "joined": joined,
           "subwords": model and size_of(model), "dictionary": dictionary and size_of(dictionary),
+          "symbols": None if model or words else list(symbols) or None,
           "text": {f"{split}.{side}": size_of(text / f"{split}.{side}") for split in SPLITS for side in sides}}
-    check_made_of(work, of)
+    check_made_of(work / MADE_OF, of, "data-bin, encoded and sentencepiece.model")
     if binary.exists():
         print(f"  already there: {binary}")
         return binary
@@ -197,14 +186,17 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
     if words:
         encoded = text
     else:
-        encoder = encoder_of(text, sides, work, vocabulary, model)
-        (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
+        encoder = encoder_of(text, sides, work, vocabulary, model, symbols)
+        if model and not (own := work / "sentencepiece.model").exists():  # where whatever decodes looks for it
+            shutil.copyfile(model, own.with_name(own.name + ".unfinished"))
+            own.with_name(own.name + ".unfinished").replace(own)
+        keep_made_of(work / MADE_OF, of)
         encoded.mkdir(exist_ok=True)
         for split in SPLITS:
             for side in sides:
                 encode(encoder, text / f"{split}.{side}", encoded / f"{split}.{side}", workers)
     preprocess(encoded, sides, binary, options, work / "preprocess.log", joined)
-    (work / MADE_OF).write_text(json.dumps(of, indent=1), encoding="utf-8")
+    keep_made_of(work / MADE_OF, of)
     for line in (work / "preprocess.log").read_text(encoding="utf-8", errors="replace").splitlines():
         if "replaced" in line:  # of a file, how many words are unknown
             print(f"  {line.rpartition('/')[2]}")
@@ -221,6 +213,9 @@ def main() -> None:
                         help="no subwords: the most frequent words of the training text, as they stand between spaces")
     parser.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="use this one: that of a pre-training")
     parser.add_argument("--dictionary", type=Path, metavar="FILE", help="dict.txt of a pre-training, to start from it")
+    parser.add_argument("--symbol", action="append", default=[], metavar="WORD",
+                        help="a word that stays one subword, as a mark between sentences; repeatable. Where subwords "
+                             "are learned: a given model spells it as it can")
     parser.add_argument("--separate-dictionaries", action="store_true",
                         help="a dictionary for each side, of the subwords it has; for models that do not share them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
@@ -234,7 +229,7 @@ def main() -> None:
     if arguments.separate_dictionaries and arguments.dictionary:
         parser.error("--separate-dictionaries makes two: leave --dictionary out")
     binarise(arguments.work, arguments.vocabulary, arguments.sentencepiece_model, arguments.dictionary,
-             arguments.workers, arguments.words, not arguments.separate_dictionaries)
+             arguments.workers, arguments.words, not arguments.separate_dictionaries, arguments.symbol)
 
 
 if __name__ == "__main__":

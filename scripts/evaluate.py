@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 import _environment  # noqa: F401  says what this Python lacks
 from _evaluation import (
     BERT_MEASURES,
+    DEFAULT_ORACLE,
     DIVERSITY,
     GLGE_MEASURES,
     MEASURES,
-    ORACLE_CHOSEN_BY,
     RESAMPLES,
     UTILITIES,
     Evaluation,
@@ -36,6 +36,7 @@ from _generated import Outputs, aligned_lines, read_generated, read_lines, read_
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import glge, model_based, report
+from diffusion_fairseq.text.reranking import ORACLES
 from diffusion_fairseq.text.reranking import UTILITIES as KNOWN_UTILITIES
 
 LONGEST = 100_000  # characters of a text
@@ -54,6 +55,11 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
     if args.references and model.references:
         warn_of_other_references(args.references, references, model.references)
     systems = {name: read_system(path, model, not args.references) for name, path in args.system}
+    train_targets = read_lines(args.train_target) if args.train_target else ()
+    for name, path in args.system:
+        for texts in systems[name].candidates:
+            refuse_long(path, texts)
+    refuse_long(args.train_target, train_targets)
     if len(systems) < len(args.system):
         raise UserError("two --system options have the same name")
     return evaluate(
@@ -62,10 +68,11 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         aligned_lines(args.sources, model) if args.sources else model.sources,
         name=args.name,
         systems=systems,
-        train_targets=read_lines(args.train_target) if args.train_target else (),
+        train_targets=train_targets,
         utilities=args.mbr,
         glge_variant=args.glge,
         bert_scorer=model_based.load_bert_scorer(args.bertscore, args.bertscore_layer) if args.bertscore else None,
+        oracle=args.oracle,
         seed=args.seed,
     )
 
@@ -139,7 +146,7 @@ def as_json(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, in
         "sentences": len(model),
         "candidates": len(model.candidates),
         "seed": args.seed,
-        "oracle_chosen_by": ORACLE_CHOSEN_BY,
+        "oracle_chosen_by": args.oracle,
         "signatures": signatures(args, evaluation),
         "systems": evaluation.rows,
         "diversity": evaluation.diversity,
@@ -164,7 +171,9 @@ def print_report(args: argparse.Namespace, model: Outputs, evaluation: Evaluatio
     if any(evaluation.chosen.values()):
         print("MBR takes each sentence's candidate that is most like the others, without the reference")
     if evaluation.chosen:
-        print(f"the oracle takes each sentence's candidate of highest {MEASURES[ORACLE_CHOSEN_BY]}")
+        first, *then = (MEASURES[name] for name in ORACLES[args.oracle])
+        print(f"the oracle takes each sentence's candidate of highest {first}"
+              + "".join(f", of several the one of highest {name}" for name in then))
     for name, signature in signatures(args, evaluation).items():
         print(f"{name}: {signature}")
     if args.examples > 0:
@@ -219,6 +228,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help=f"utilities of minimum Bayes risk, of {', '.join(KNOWN_UTILITIES)} "
                              f"(default: {','.join(UTILITIES)})")
     parser.add_argument("--no-mbr", dest="mbr", action="store_const", const=(), help="no such rows")
+    parser.add_argument("--oracle", choices=ORACLES, default=DEFAULT_ORACLE,
+                        help="what the oracle chooses by (default: %(default)s); rouge2, and rouge1 where that is "
+                             "equal, is what the published numbers of GENIE are chosen by")
     parser.add_argument("--write-mbr", metavar="FILE", help="write the lines that the first utility chooses")
     parser.add_argument("--glge", choices=list(glge.VARIANTS),
                         help="also ROUGE by the settings of GLGE and of GENIE's scripts, after what they do to texts "

@@ -7,7 +7,7 @@
 The bound is Kingma et al.'s (2021), of the process that starts from the embeddings themselves: reconstruction of the
 tokens from the cleanest level, the diffusion term, and the prior. It is a mean over --draws times for each text, evenly
 spread over all of them; the standard error is that of the mean over texts. Tokens count with their end of sentence;
-bytes are those of the decoded texts and a newline each.
+bytes are those of the texts, whose subwords are joined, and a newline each.
 """
 
 import argparse
@@ -20,9 +20,12 @@ from typing import Dict
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, batches, load
+from _option_types import count
+from _trace_page import Spelling
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.generator import FIRST_WORD_PIECE
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.models.bound import Bound, nll_bound
 
@@ -37,7 +40,10 @@ def measure(task, model, arguments: argparse.Namespace) -> Dict[str, Dict[str, f
     u = (torch.randperm(len(texts) * arguments.draws, generator=torch.Generator().manual_seed(arguments.seed)) + 0.5)
     u = (u / len(u)).view(arguments.draws, -1)
     sums = {term: torch.zeros(len(texts), dtype=torch.float64) for term in TERMS}
-    count, size = torch.zeros(len(texts), dtype=torch.float64), 0
+    tokens_of, size = torch.zeros(len(texts), dtype=torch.float64), 0
+    dictionary = task.target_dictionary
+    marks = [dictionary.index(FIRST_WORD_PIECE)] if FIRST_WORD_PIECE in dictionary else []
+    spelling = Spelling(dictionary, [dictionary.eos(), *marks])
     for batch in tqdm(batches(texts, arguments.batch_size, len(texts)), unit=" batches"):
         rows = batch["id"]
         source, target = (tensor.to(device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
@@ -46,10 +52,10 @@ def measure(task, model, arguments: argparse.Namespace) -> Dict[str, Dict[str, f
                 bound: Bound = nll_bound(model, source, target, draw[rows], generator)
             for term in TERMS:
                 sums[term][rows] += getattr(bound, term).cpu() / arguments.draws
-        count[rows] = bound.count.cpu()
-        size += sum(len(text(task, row, arguments.remove_bpe).encode()) + 1 for row in batch["target"])
-    tokens = count.sum()
-    found = {term: {"nats a token": (total.sum() / tokens).item(), "standard error": _error(total, count)}
+        tokens_of[rows] = bound.count.cpu()
+        size += sum(len(spelling.text(row.tolist()).encode()) + 1 for row in batch["target"])
+    tokens = tokens_of.sum()
+    found = {term: {"nats a token": (total.sum() / tokens).item(), "standard error": _error(total, tokens_of)}
              for term, total in sums.items()}
     found["total"]["bits a byte"] = sums["total"].sum().item() / math.log(2) / size
     return found
@@ -61,21 +67,12 @@ def _error(total: torch.Tensor, count: torch.Tensor) -> float:
     return ((total - ratio * count).square().sum().sqrt() / count.sum()).item()
 
 
-def text(task, tokens: torch.Tensor, remove_bpe: str) -> str:
-    dictionary = task.target_dictionary
-    return dictionary.string(tokens[tokens != dictionary.pad()].int(), remove_bpe)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--draws", type=int, default=8, help="times drawn for each text (default: 8)")
-    parser.add_argument("--remove-bpe", default="sentencepiece", help="how subwords become words, to count bytes")
+    parser.add_argument("--draws", type=count(1), default=8, help="times drawn for each text (default: 8)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
-    arguments = parser.parse_args()
-    if arguments.draws < 1 or arguments.batch_size < 1:
-        parser.error("--draws and --batch-size must be at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:

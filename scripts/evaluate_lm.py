@@ -35,6 +35,7 @@ import _environment  # noqa: F401  says what this Python lacks
 from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
 from _lm_evaluation import DATA, LIKELIHOOD, MASK, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
 from _lm_scorer import load_scorer
+from _option_types import count
 from evaluate import TABLES, named_file, titled, write_text
 
 from diffusion_fairseq.errors import UserError
@@ -47,7 +48,7 @@ SECTIONS = {"likelihood": LIKELIHOOD, "variety": VARIETY, "all texts": WHOLE}
 def read_rows(args: argparse.Namespace) -> Rows:
     """The systems that the options name, their samples with their prefixes."""
     model = (read_plain if args.plain else read_generated)(args.generated)
-    rows = Rows(read_prefixes(args, model), args.continuations, args.max_words)
+    rows = Rows(*(read_prompts(args, model) or (None, None)), args.continuations, args.max_words)
     rows.add(args.name, model)
     for name, path in args.system:
         rows.add(name, read_either(path))
@@ -60,11 +61,15 @@ def read_rows(args: argparse.Namespace) -> Rows:
     return rows
 
 
-def read_prefixes(args: argparse.Namespace, model: Outputs) -> list[str] | None:
+def read_prompts(args: argparse.Namespace, model: Outputs) -> tuple[list[str], list[str]] | None:
+    """What was given before and after what was to be written."""
     if args.source_prefixes and model.sources is None:
         raise UserError(f"--source-prefixes: {', '.join(args.generated)}: no S- lines")
     lines = model.sources if args.source_prefixes else read_lines(args.prefixes) if args.prefixes else None
-    return None if lines is None else [line.partition(MASK)[0].strip() for line in lines]
+    if lines is None:
+        return None
+    return ([line.partition(MASK)[0].strip() for line in lines],
+            [line.rpartition(MASK)[2].strip() if MASK in line else "" for line in lines])
 
 
 def read_scoring(args: argparse.Namespace) -> Scoring:
@@ -95,18 +100,6 @@ def tables(table: dict[str, dict], style: str) -> str:
     return "\n\n".join(shown)
 
 
-def count(least: int):
-    """A type of options: a whole number, not below `least`."""
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text}: {least} or more")
-        return number
-
-    return parse
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generated", nargs="+", metavar="FILE", help="what fairseq-generate printed")
@@ -135,7 +128,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def add_prefixes(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--prefixes", metavar="FILE",
-                       help=f"how the texts begin, a line for each, read up to its first {MASK}: given, not counted")
+                       help=f"how the texts begin, a line for each, read up to its first {MASK}: given, not counted; "
+                            f"nor is what stands after the last {MASK}, where a text ends with it")
     given.add_argument("--source-prefixes", action="store_true", help="the same from the S- lines")
     given.add_argument("--prefix-tokens", type=count(0), default=0, metavar="N",
                        help="AR-NLL does not count the first N of the scorer's tokens of every text")

@@ -19,6 +19,8 @@ from typing import Any, Dict, List, Optional
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, add_sampling_arguments, batches, load, load_model, sampling_config, setup
+from _generated import read_lines
+from _option_types import count
 from _trace import TracingGenerator
 from _trace_page import Spelling, Strings, coded, page
 from _typed import WHERE, encoder, find_bpe_model
@@ -38,7 +40,7 @@ def typed(task, arguments: argparse.Namespace):
     Raises:
         UserError: there is no line, or most words are unknown.
     """
-    lines = [line for line in arguments.input.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_lines(str(arguments.input)) if line.strip()]
     model = arguments.bpe_model or find_bpe_model(arguments.path, arguments.data)
     tokens = list(map(encoder(task, model), lines))
     if not tokens:
@@ -111,13 +113,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, metavar="FILE", help="sources, one a line, in place of a split")
     parser.add_argument("--bpe-model", type=Path, metavar="FILE",
                         help=f"sentencepiece model that splits --input (default: {WHERE})")
-    parser.add_argument("--texts", type=int, default=100, help="the first so many texts (default: 100)")
+    parser.add_argument("--texts", type=count(1), default=100, help="the first so many texts (default: 100)")
     add_sampling_arguments(parser, DEFAULT_STEPS)
-    parser.add_argument("--candidates", type=int, default=5, help="for each source (default: 5)")
-    parser.add_argument("--exit-patience", type=int, default=10, metavar="STEPS",
+    parser.add_argument("--candidates", type=count(1), default=5, help="for each source (default: 5)")
+    parser.add_argument("--exit-patience", type=count(1), default=10, metavar="STEPS",
                         help="show where early exit with so much patience would end (default: 10)")
     parser.add_argument("--output", type=Path, default=Path("explore.html"), help="page to write")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.input is not None and arguments.given_positions is not None:
+        parser.error("--given-positions is of a split: in a line of --input every word but <mask> is given")
+    return arguments
 
 
 def main() -> None:
@@ -131,8 +136,8 @@ def main() -> None:
         model = load_model(task, arguments.path)
         texts = typed(task, arguments)
     sampling = sampling_config(arguments, candidates=arguments.candidates, exit_patience=arguments.exit_patience)
-    if arguments.texts < 1 or not len(texts):
-        raise UserError("no text to generate from: give --texts of at least 1, and a split that holds some")
+    if not len(texts):
+        raise UserError("no text to generate from: give a split that holds some")
     found = explore(task, model, texts, sampling, arguments)
     arguments.output.write_text(page(TEMPLATE, found), encoding="utf-8")
     print(f"{arguments.output}: {len(found['sentences'])} sentences, {arguments.candidates} candidates, "

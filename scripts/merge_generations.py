@@ -34,7 +34,8 @@ class Block(NamedTuple):
     lines: List[str]
 
     def kinds(self) -> Counter:
-        return Counter(line[0] for line in self.lines)
+        """How many lines there are of each kind that all sentences have as many of: not E-, one a step."""
+        return Counter(line[0] for line in self.lines if line[0] != "E")
 
 
 def read(paths: List[str]) -> Dict[int, Block]:

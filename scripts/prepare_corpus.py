@@ -14,6 +14,7 @@ import fcntl
 import glob
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -181,7 +182,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
 
 def make_rules(arguments: argparse.Namespace) -> Rules:
     return Rules(arguments.documents, arguments.json_field, not arguments.no_segment, arguments.wrapped,
-                 arguments.max_line, arguments.long_lines, arguments.skip_broken)
+                 arguments.max_line, arguments.long_lines, arguments.skip_broken, arguments.lowercase)
 
 
 def show(report: dict, out: Path, rules: Rules) -> None:
@@ -197,7 +198,7 @@ def show(report: dict, out: Path, rules: Rules) -> None:
         "" if report["continued"] else f", {size / seconds:,.1f} MB/s with {report['workers']} workers"))
     for place in report["first broken"]:
         print(f"left out: {place}")
-    data = os.pathsep.join(str(out / "data-bin" / f"shard{i}") for i in range(report["shards"]))
+    data = shlex.quote(os.pathsep.join(str(out / "data-bin" / f"shard{i}") for i in range(report["shards"])))
     unchecked = "" if report["valid"]["documents"] else " --disable-validation"
     if unchecked:
         print("no document came to valid: give a larger --valid, or train without validation")
@@ -231,6 +232,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--json-field", metavar="NAME", help="the files are JSON lines: take the text of this field")
     add("--no-segment", action="store_true", help="keep lines as they are, don't split them into sentences")
     add("--wrapped", action="store_true", help="join the lines of a document before it is split into sentences")
+    add("--lowercase", action="store_true", help="no capitals, as in GENIE: for a model that is to be fine-tuned on "
+        "lower-cased text, which the summarisation recipes make")
     add("--max-line", type=ranged(int, 0), default=10_000, metavar="N",
         help="characters of the longest line (sentence, when segmented); 0: no limit (default: 10000)")
     add("--long-lines", choices=("cut", "drop"), default="cut", help="what to do with longer ones (default: cut)")

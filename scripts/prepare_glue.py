@@ -24,9 +24,10 @@ from pathlib import Path
 
 import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
-from _data import DataError, progress, run, write_files
+from _data import DataError, check_made_of, keep_made_of, progress, run, sha256, write_files
 from _glue import TASKS, Example, Labelled
 from binarise import encode, encoder_of, fairseq_preprocess
+from prepare_pairs import MADE_OF
 
 SPLITS = ("train", "valid", "valid1")
 MOST_BROKEN = 0.01  # share of a file's lines; with more it is another file
@@ -140,10 +141,13 @@ def main() -> None:
         raise DataError(f"no dictionary {arguments.dictionary}: name dict.txt of the data of the pre-training")
     names = present(arguments.folder, arguments.tasks)
     encoder = encoder_of(arguments.folder, (), arguments.out, 0, arguments.sentencepiece_model)
+    made_of = {"subwords": sha256(arguments.sentencepiece_model), "dictionary": sha256(arguments.dictionary)}
+    check_made_of(arguments.out / MADE_OF, made_of, "the tasks' folders")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         said = write_task(name, arguments.folder / name, arguments.out, encoder, arguments.dictionary,
                           arguments.workers)
+        keep_made_of(arguments.out / MADE_OF, made_of)
         print(f"{arguments.out / name}: {said}")
 
 

@@ -30,21 +30,32 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import partial
-from multiprocessing import Pool
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, digest, fraction, sentences, split_of
-from _data import DataError, progress, read_compressed, removed_on_error, run, utf8_lines, write_files
+from _data import (
+    DataError,
+    check_made_of,
+    keep_made_of,
+    progress,
+    read_compressed,
+    removed_on_error,
+    run,
+    utf8_lines,
+    write_files,
+)
 from _prose_text import clean
-from _workers import begin_worker
+from _workers import Workers
 from binarise import binarise
-from prepare_pairs import layout_of
+from prepare_pairs import MADE_OF, layout_of
 from tqdm import tqdm
 
 Documents = Iterator[tuple[str | None, str]]  # (split, None where it is to be drawn; paragraphs, a line each)
 MIN_WORDS = 3
+CHUNK = 64  # documents that a worker takes at a time
 TOKEN = re.compile(r"\d+(?:[.,:/]\d+)*(?!\w)|\w+(?:'(?!s\b)\w+)?|'s\b|\S")
 COMPRESSED = ("", ".gz", ".xz")
 
@@ -215,12 +226,24 @@ def lines_of(document: str, rules: Rules) -> tuple[list[str], int]:
 def cleaned(document: tuple[str | None, str], rules: Rules) -> tuple[str, list[str], int] | None:
     """The split of a document, its lines and how many are left out; None where it is not of the share."""
     split, text = document
+    raw = text.encode()
+    if split in (None, "train") and rules.share < 1 and fraction(raw, b"share") >= rules.share:
+        return None
     if split is None:
-        raw = text.encode()
-        if rules.share < 1 and fraction(raw, b"share") >= rules.share:
-            return None
         split = split_of(raw, rules.valid, rules.test)
     return split, *lines_of(text, rules)
+
+
+def cleaned_chunk(documents: list[tuple[str | None, str]],
+                  rules: Rules) -> list[tuple[str, list[str], int] | None]:
+    return [cleaned(document, rules) for document in documents]
+
+
+def chunks(documents: Documents) -> Iterator[list[tuple[str | None, str]]]:
+    """The documents in lists, so that a worker is seldom asked."""
+    rest = iter(documents)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
 
 
 class Corpus:
@@ -264,12 +287,15 @@ def write_splits(documents: Documents, text: Path, rules: Rules, most: int, work
     text.mkdir(parents=True, exist_ok=True)
     unfinished = text / "train.txt.unfinished"
     with removed_on_error(unfinished), unfinished.open("w", encoding="utf-8") as stream, \
-            Pool(workers, begin_worker, (os.getpid(),)) as pool:
+            Workers(workers) as pool:
         corpus = Corpus(stream)
-        found = pool.imap(partial(cleaned, rules=rules), documents, chunksize=64)
-        for document in tqdm(found, desc="  clean", unit=" documents", leave=False, disable=None):
-            if document is not None:
-                corpus.add(*document)
+        bar = tqdm(desc="  clean", unit=" documents", leave=False, disable=None)
+        for found in pool.stream("clean", partial(cleaned_chunk, rules=rules), chunks(documents)):
+            bar.update(len(found))
+            for document in found:
+                if document is not None:
+                    corpus.add(*document)
+        bar.close()
         corpus.hold_out(most)
         empty = [split for split in SPLITS
                  if not (corpus.held_out.get(split) or split == "train" and corpus.counts[split])]
@@ -283,6 +309,9 @@ def write_splits(documents: Documents, text: Path, rules: Rules, most: int, work
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the text, unless it is there."""
     text = arguments.out / "text"
+    told = ("set", "sentencepiece", "cased", "share", "valid", "test", "held_out")
+    made_of = {"folder": str(arguments.folder.resolve()), **{name: getattr(arguments, name) for name in told}}
+    check_made_of(text / MADE_OF, made_of, "*.txt")
     if (text / "train.txt").exists():
         print(f"{text}: already there")
         return
@@ -292,6 +321,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     test = 0 if arguments.set == "reuters" else arguments.test  # whose articles say which are test
     rules = Rules(not arguments.sentencepiece, arguments.cased, arguments.share, arguments.valid, test)
     corpus = write_splits(layout.documents(arguments.folder), text, rules, arguments.held_out, arguments.workers)
+    keep_made_of(text / MADE_OF, made_of)
     for split in SPLITS:
         count = corpus.counts.pop("train") if split == "train" else len(corpus.held_out[split])
         print(f"{text / split}.txt: {count:,} sentences")
@@ -314,7 +344,9 @@ def main() -> None:
     add("--vocabulary", type=int, default=10000, help="words to keep, or subwords to learn (default: %(default)s)")
     add("--sentencepiece", action="store_true", help="subwords in place of words")
     add("--cased", action="store_true", help="keep capital letters")
-    add("--share", type=share, default=1, help="take this share of the articles, drawn by their text (default: 1)")
+    add("--share", type=share, default=1,
+        help="take this share of the articles, drawn by their text; where the set says which are held out, of the "
+             "others (default: 1)")
     for split in ("valid", "test"):
         add(f"--{split}", type=share, default=0.01, metavar="SHARE",
             help=f"share of the articles that is {split}, drawn by their text, where the set does not say "

@@ -7,8 +7,9 @@ Known layouts: GLGE's (train.src, dev.src, ..., also in org_data/) and that of f
 val.source, ...); for XSum bbc-summary-data/ with its split file; for CNN/DailyMail OpenNMT's train.txt.src, and
 cnn/stories/ and dailymail/stories/ with url_lists/; for Gigaword harvardnlp's sumdata. For QQP DiffuSeq's train.jsonl,
 ..., Quora's quora_duplicate_questions.tsv, or GLUE's train.tsv and dev.tsv, of which duplicates are split here (2,500
-for the test, 2,048 for validation, no question in two splits). Pairs of the training set with an empty side are left
-out and counted. Interrupted, the same command continues with the split that is missing.
+for the test, 2,048 for validation, no question in two splits). The sentences of a summary are told apart by [X_SEP],
+GLGE's mark, where the distributor tells them apart. Pairs of the training set with an empty side are left out and
+counted. Interrupted, the same command continues with the split that is missing.
 """
 
 import argparse
@@ -21,13 +22,25 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
 import _qqp
-from _data import DataError, line_counts, removed_on_error, run, utf8_lines
+from _data import (
+    DataError,
+    check_made_of,
+    keep_made_of,
+    line_counts,
+    read_utf8,
+    removed_on_error,
+    run,
+    utf8_lines,
+)
 from tqdm import tqdm
 
 Pairs = Iterator[Tuple[str, str]]
 SPLITS = ("train", "valid", "test")
-# Marks between the sentences of a summary, in GLGE's, GENIE's and OpenNMT's files.
+MADE_OF = "prepared.json"
+# Marks between the sentences of a summary, in GLGE's, GENIE's and OpenNMT's files; and the one that is written.
 SENTENCE_MARKS = re.compile(r"\s*(?:\[X_SEP\]|<S_SEP>|</?t>)\s*")
+SENTENCE_MARK = "[X_SEP]"
+MARKS = (" ", f" {SENTENCE_MARK} ")  # between the sentences of a source, of a target
 
 
 class Files(NamedTuple):
@@ -73,14 +86,14 @@ class XSumArchive:
     def pairs(self, folder: Path, split: str) -> Pairs:
         """(article, first sentence) in the order of the split file."""
         try:
-            ids = json.loads((folder / self.SPLIT_FILE).read_text(encoding="utf-8"))[self.NAMES[split]]
-        except (ValueError, KeyError) as error:
+            ids = json.loads(read_utf8(folder / self.SPLIT_FILE))[self.NAMES[split]]
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / self.SPLIT_FILE} is no split file ({error}): fetch it again") from None
         for number in ids:
             path = folder / "bbc-summary-data" / f"{number}.summary"
             if not path.is_file():
                 raise DataError(f"{path} is missing, {self.SPLIT_FILE} names it: unpack the archive again")
-            parts = re.split(r"\[SN\]([A-Z-]+)\[SN\]", path.read_text(encoding="utf-8"))
+            parts = re.split(r"\[SN\]([A-Z-]+)\[SN\]", read_utf8(path))
             sections = dict(zip(parts[1::2], parts[2::2]))
             if not {"FIRST-SENTENCE", "RESTBODY"} <= sections.keys():
                 raise DataError(f"{path} has no [SN]FIRST-SENTENCE[SN] and [SN]RESTBODY[SN]: unpack the archive again")
@@ -109,8 +122,8 @@ class Stories:
                 story = next((folder / f / name for f in self.FOLDERS if (folder / f / name).is_file()), None)
                 if story is None:
                     raise DataError(f"{listed}, line {number}: no story {name}: unpack the archives again")
-                article, *highlights = story.read_text(encoding="utf-8").split("@highlight")
-                yield article, " ".join(" ".join(text.split()) + " ." for text in highlights)
+                article, *highlights = read_utf8(story).split("@highlight")
+                yield article, SENTENCE_MARK.join(" ".join(text.split()) + " ." for text in highlights)
 
 
 GLGE = [files("train", "dev", "test", ".src", ".tgt"), files("org_data/train", "org_data/dev", "org_data/test", ".src",
@@ -142,7 +155,7 @@ def layout_of(name: str, folder: Path, layouts: Dict[str, list] = LAYOUTS):
                     + ", ".join(missing[:6]))
 
 
-def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]) -> str:
+def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str, str], str]) -> str:
     """Write a split's two files, the target last: when that has its name, the split is whole."""
     paths = [out / f"{split}.{side}" for side in ("src", "tgt")]
     if paths[1].exists():
@@ -152,7 +165,7 @@ def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]
     with removed_on_error(*unfinished), unfinished[0].open("w", encoding="utf-8") as sources, \
             unfinished[1].open("w", encoding="utf-8") as targets:
         for pair in tqdm(pairs, desc=f"  {split}", unit=" pairs", leave=False, disable=None):
-            source, target = map(clean, pair)
+            source, target = map(clean, pair, MARKS)
             if split == "train" and not (source and target):
                 empty += 1
                 continue
@@ -169,13 +182,20 @@ def write_split(pairs: Pairs, out: Path, split: str, clean: Callable[[str], str]
 def prepare(name: str, folder: Path, out: Path, lowercase: bool) -> Dict[str, str]:
     """Write all splits; what became of each."""
     layout = layout_of(name, folder)
+    made_of = {"set": name, "folder": str(folder.resolve()), "lowercase": lowercase}
+    check_made_of(out / MADE_OF, made_of, "*.src and *.tgt")
     out.mkdir(parents=True, exist_ok=True)
 
-    def clean(text: str) -> str:
-        text = " ".join(SENTENCE_MARKS.sub(" ", text).split())
+    def clean(text: str, mark: str) -> str:
+        sentences = (" ".join(sentence.split()) for sentence in SENTENCE_MARKS.split(text))
+        text = mark.join(filter(None, sentences))
         return text.lower() if lowercase else text
 
-    return {split: write_split(layout.pairs(folder, split), out, split, clean) for split in SPLITS}
+    said = {}
+    for split in SPLITS:
+        said[split] = write_split(layout.pairs(folder, split), out, split, clean)
+        keep_made_of(out / MADE_OF, made_of)
+    return said
 
 
 def main() -> None:

@@ -253,11 +253,15 @@ def counts(documents: list[Document]) -> dict[str, int]:
 
 # ---- the whole
 
-def prepared(out: Path, chosen: dict[str, Source], recipe: str) -> dict | None:
-    """The report of an earlier run, if out holds unchanged what it made of the same sets."""
+def prepared(out: Path, chosen: dict[str, Source], archives: Path, recipe: str) -> dict | None:
+    """The report of an earlier run, if out holds unchanged what it made of the same sets, and no archive has come
+    since."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        same = report["recipe"] == recipe and list(report["sources"]) == list(chosen)
+        found = {path.name for source in chosen.values() for pattern in source.packages
+                 if (path := find_archive(archives, pattern, source.npm))}
+        same = report["recipe"] == recipe and list(report["sources"]) == list(chosen) and \
+            found <= report["archives"].keys()
         return report if same and all(sha256(out / name) == digest
                                       for name, digest in report["sha256"].items()) else None
     except (OSError, ValueError, KeyError):
@@ -267,7 +271,7 @@ def prepared(out: Path, chosen: dict[str, Source], recipe: str) -> dict | None:
 def prepare(out: Path, chosen: dict[str, Source], archives: Path, force: bool = False) -> dict:
     """Build the chosen sets into out, or keep them if they are there already; returns the report."""
     recipe = sha256(*(SCRIPTS / name for name in RECIPE))
-    if not force and (report := prepared(out, chosen, recipe)):
+    if not force and (report := prepared(out, chosen, archives, recipe)):
         progress(f"{out} already holds these sets; --force builds them again")
         return report
     lost = fetch(archives, chosen)

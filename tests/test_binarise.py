@@ -22,7 +22,7 @@ def test_another_vocabulary_or_text_is_refused_and_a_wrong_start_is_not(tmp_path
 
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     other = run_script("binarise.py", tmp_path, "--vocabulary", "31", "--workers", "1", check=False)
-    assert other.returncode == 1 and f"error: {tmp_path} was binarised with other vocabulary (see" in other.stderr
+    assert other.returncode == 1 and f"error: {tmp_path} was made with other vocabulary (see" in other.stderr
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with (text / "train.src").open("a") as stream:
         stream.write("one more\n")
@@ -46,3 +46,25 @@ def test_words_that_a_given_dictionary_lacks_are_counted(tmp_path):
     unknown = {line.split(":")[0].strip(): line.split(", ")[2] for line in said.splitlines() if "%" in line}
     assert len(unknown) == 6 and unknown.pop("test.tgt") == "16.7% replaced (by <unk>)"
     assert set(unknown.values()) == {"0.0% replaced (by <unk>)"}
+
+
+def test_a_mark_stays_one_subword(tmp_path):
+    (tmp_path / "text").mkdir()
+    for name in (f"{split}.{side}" for split in ("train", "valid", "test") for side in ("src", "tgt")):
+        (tmp_path / "text" / name).write_text("a b c [x_sep] b a\n" * 20)
+    run_script("binarise.py", tmp_path, "--vocabulary", "10", "--symbol", "[x_sep]", "--workers", "1")
+    encoded = (tmp_path / "encoded/test.tgt").read_text(encoding="utf-8").splitlines()
+    assert all(line.split().count("\u2581[x_sep]") == 1 for line in encoded)
+    assert "\u2581[x_sep] 40\n" in (tmp_path / "data-bin/dict.tgt.txt").read_text(encoding="utf-8")
+    other = run_script("binarise.py", tmp_path, "--vocabulary", "10", "--workers", "1", check=False)
+    assert other.returncode == 1 and f"error: {tmp_path} was made with other symbols (see" in other.stderr
+
+
+def test_subwords_are_learned_of_long_lines_too(tmp_path):
+    (tmp_path / "text").mkdir()
+    long = "a b c " * 1000 + "\N{LATIN SMALL LETTER O WITH DIAERESIS}"
+    for name in (f"{split}.{side}" for split in ("train", "valid", "test") for side in ("src", "tgt")):
+        (tmp_path / "text" / name).write_text(f"{long}\n" * 20 if name.endswith("src") else "a b\n" * 20)
+    run_script("binarise.py", tmp_path, "--vocabulary", "10", "--workers", "1")
+    assert "100.0%" not in (said := (tmp_path / "preprocess.log").read_text()) and said.count("0.0% replaced") == 6
+    assert "\N{LATIN SMALL LETTER O WITH DIAERESIS}" in (tmp_path / "data-bin/dict.src.txt").read_text()

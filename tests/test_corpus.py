@@ -62,6 +62,7 @@ def test_cut_ends_at_spaces():
     (Rules(segment=False, documents="blank"), ["A b. C d", "E f. G"], 0),
     (Rules(segment=False), ["A b. C d E f. G"], 0),
     (Rules(wrapped=True), ["A b.", "C d E f.", "G"], 0),
+    (Rules(lowercase=True, wrapped=True), ["a b.", "c d e f.", "g"], 0),
     (Rules(max_line=3), ["A", "b.", "C d", "E", "f.", "G"], 2),
     (Rules(max_line=3, long_lines="drop"), ["C d", "G"], 2),
 ])

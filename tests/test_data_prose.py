@@ -310,6 +310,8 @@ def test_prepared_files_are_kept_until_something_changes(tmp_path, monkeypatch, 
     (out / "valid.txt").write_text("spoilt\n")
     prepare_prose.prepare(out, CHOSEN, archives)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (archives / "anarchism_1.0-1_all.deb").rename(archives / "anarchism_2.0-1_all.deb")  # one that had been lacking
+    assert "anarchism_2.0-1_all.deb" in prepare_prose.prepare(out, CHOSEN, archives)["archives"]
 
 
 def run_script(*options, **environment):

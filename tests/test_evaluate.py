@@ -136,6 +136,16 @@ def test_mean_and_oracle_over_candidates(tmp_path, generated):
     )
 
 
+def test_the_oracle_may_choose_as_genie_does(tmp_path, capsys):
+    candidates = [["the sat cat", "we go now", "rain"], ["the cat bed bath", "we will", "much snow"]]
+    file = write(tmp_path / "generated.txt", [line for i in range(3) for line in block(i, candidates=candidates)])
+    oracle = "model: oracle (chosen with the reference)"
+    rows = {by: json_of(tmp_path, file, "--oracle", by)["systems"][oracle] for by in ("rougeL", "rouge2")}
+    assert rows["rouge2"]["rouge2"] > rows["rougeL"]["rouge2"] and rows["rouge2"]["rougeL"] < rows["rougeL"]["rougeL"]
+    evaluate.main([file, "--oracle", "rouge2"])
+    assert "candidate of highest ROUGE-2, of several the one of highest ROUGE-1" in capsys.readouterr().out
+
+
 USUAL = [["a dog ran", "", "x"], ["the cat sat here", "we will go", "much rain"],
          ["the cat sat there", "we will", "rain"], ["the cat sat here now", "we will go on", "much"]]
 MBR_CHOICE = ["the cat sat here", "we will go", "much rain"]
@@ -226,6 +236,26 @@ def test_glge_adds_its_own_columns(tmp_path, capsys):
     assert plain["systems"]["model"]["pyrougeL"] >= plain["systems"]["model"]["glgeL"]
     assert "glge:gigaword" in gigaword["signatures"]["glge"] and "py-rouge R-L" in capsys.readouterr().out
     assert "glge1" not in json_of(tmp_path, path)["systems"]["model"]
+
+
+def test_marks_between_sentences_are_words_to_no_measure(tmp_path):
+    """GLGE's ROUGE-L reads them: sentences in another order are found there, and nowhere else."""
+    first, second = "the cat sat on the mat .", "dogs run through the park ."
+    files = {}
+    for name, mark in (("marked", " [x_sep] "), ("plain", " ")):
+        candidates = [[mark.join([second, first])] * 2, ["a", f"{first}{mark}"]]
+        lines = [line for i in range(2)
+                 for line in block(i, texts=(first, mark.join([first, second])), candidates=candidates)]
+        files[name] = json_of(tmp_path, write(tmp_path / name, lines), "--glge", "cnndm")
+    of_glge = {name: {row: scores.pop("glgeL", None) for row, scores in found["systems"].items()}
+               for name, found in files.items()}
+    for found in files.values():
+        for scores in found["systems"].values():
+            for measure in ("glge1", "glge2", "pyrougeL"):
+                scores.pop(measure, None)
+    assert files["marked"]["systems"] == files["plain"]["systems"]
+    assert files["marked"]["diversity"] == files["plain"]["diversity"]
+    assert of_glge["marked"]["model"] == pytest.approx(100) and of_glge["plain"]["model"] < 70
 
 
 def test_plain_files_are_the_candidates(tmp_path, generated):

@@ -16,6 +16,7 @@ from diffusion_fairseq.metrics import diversity, model_based, ngram
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import _lm_scorer  # noqa: E402
 import evaluate_lm  # noqa: E402
+from _generated import Outputs  # noqa: E402
 from _lm_evaluation import Rows, Sample  # noqa: E402
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "", "we will go now", "a dog ran"]
@@ -118,6 +119,21 @@ def test_prefixes_are_given_and_not_counted(tmp_path, folder):
     assert row["perplexity"] == pytest.approx(expected)
     cut = json_of(tmp_path, whole, "--plain", "--scorer", folder, "--prefix-tokens", 3)["systems"]["model"]
     assert cut["tokens"] == 3 + 1 and cut["words"] == pytest.approx(16 / 5)
+
+
+def test_a_given_ending_is_not_counted(tmp_path, folder):
+    """Neither its words nor its tokens: what is left is the text up to it."""
+    prompts = ["the <mask> <mask> now", "a<mask>", "<mask> <mask> falls <mask> a b", "<mask> x", "<mask> <mask> a b"]
+    endings = ["now", "", "a b", "x", "a b"]
+    texts = [f"{text} {ending}".strip() for text, ending in zip(TEXTS, endings)]
+    options = ["--plain", "--scorer", folder, "--train", write(tmp_path / "t", TRAIN), "--prefixes"]
+    row = json_of(tmp_path, write(tmp_path / "whole", texts), *options, write(tmp_path / "p", prompts))
+    before = [prompt.partition("<mask>")[0] + "<mask>" for prompt in prompts]
+    alone = json_of(tmp_path, write(tmp_path / "texts", TEXTS), *options, write(tmp_path / "b", before))
+    assert row["systems"] == alone["systems"]
+    blank = Rows(["the  cat"], ["y"], max_words=4)
+    blank.add("model", Outputs([["the  cat sat on the mat y"]]))
+    assert blank.rows["model"][0][0].written == "sat on"
 
 
 def test_a_prefix_may_end_within_a_word():

@@ -121,6 +121,9 @@ def test_sections_are_the_labels_of_descriptions(tmp_path):
     (tmp_path / "debsection/train.id").write_text("p\tmain/net\n" * 36)
     with pytest.raises(DataError, match="36 of 36 lines"):
         examples_of("debsection", tmp_path)
+    (tmp_path / "debsection/train.id").write_text("p\tmain/net\n" * 35)
+    with pytest.raises(DataError, match="train.src has 36 lines, .*train.id has 35: prepare debsum again"):
+        examples_of("debsection", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +212,7 @@ def test_the_best_setting_is_that_of_the_first_seed():
 @pytest.mark.parametrize("words, message", [
     (["--checkpoint", "x"], "is not NAME=FILE"), (["--times", "1,x"], "give positive numbers"),
     (["--checkpoint", "a=1", "--checkpoint", "a=2"], "have the same name"),
+    (["--checkpoint", "from-scratch=1"], "from-scratch is how trainings from scratch are called"),
 ])
 def test_wrong_calls_of_the_study_end_in_one_line(monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["study_glue.py", "work", "--output", "out", *words, "--", "--arch", "x"])

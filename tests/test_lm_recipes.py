@@ -111,6 +111,9 @@ def test_a_share_is_drawn_by_the_text_and_splits_do_not_depend_on_it():
     kept = {text: found[0] for text, found in half.items() if found}
     assert 150 < len(kept) < 250 and all(whole[text] == split for text, split in kept.items())
     assert set(whole.values()) == {"train", "valid", "test"}
+    given = [prepare_lines.cleaned((split, text), RULES._replace(share=0.5)) for text in texts
+             for split in ("train", "test")]
+    assert [found is not None for found in given[::2]] == [text in kept for text in texts] and all(given[1::2])
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -158,8 +161,8 @@ def read(path):
 ])
 def test_recipe_runs_from_raw_files_to_scores(tmp_path, name, kind, options):
     raw, work = stand_in(tmp_path / "raw", kind), tmp_path / "work"
-    done = recipe(name, "prepare", work, raw, "--vocabulary", 90, "--workers", 1, "--held-out", 9, "--valid", "0.1",
-                  "--test", "0.1", *options)
+    sizes = ["--held-out", 9, "--valid", "0.1", "--test", "0.1", *options]
+    done = recipe(name, "prepare", work, raw, "--vocabulary", 90, "--workers", 1, *sizes)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "replaced (by <unk>)" in done.stdout
     texts = {split: read(work / f"text/{split}.txt") for split in ("train", "valid", "test")}
@@ -176,7 +179,7 @@ def test_recipe_runs_from_raw_files_to_scores(tmp_path, name, kind, options):
     assert sum(line.startswith("H-") for line in read(work / "generated.txt")) == 9
     assert {"model", "data"} <= set(json.loads((work / "scores.json").read_text())["systems"])
     assert "n-gram perplexity" in done.stdout
-    again = recipe(name, "prepare", work, raw, "--vocabulary", 90, *options)
+    again = recipe(name, "prepare", work, raw, "--vocabulary", 90, *sizes)
     assert again.returncode == 0 and again.stdout.count("already there") == 2
 
 

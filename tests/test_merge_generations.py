@@ -42,6 +42,15 @@ def test_shards_give_the_bytes_of_a_single_output(tmp_path):
     assert merged[0].decode().split("\n")[:-1] == [line for number in range(6) for line in lines(number)]
 
 
+def test_the_steps_of_a_sentence_stay_with_it_however_many_it_took(tmp_path):
+    files = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    for number, file in enumerate(files):
+        steps = [f"E-{number}_{step}\tdraft {step}" for step in range(2 + number)]
+        file.write_text("\n".join([*lines(number), *steps]) + "\n")
+    merge(*files, "--output", tmp_path / "merged")
+    assert (tmp_path / "merged").read_text() == files[0].read_text() + files[1].read_text()
+
+
 @pytest.mark.parametrize("parts, options, said", [
     (([0, 1], [3]), (), "1 of 4 sentences are missing (2)"),
     (([0, 1], [2]), ("--sentences", 5), "2 of 5 sentences are missing (3, 4)"),

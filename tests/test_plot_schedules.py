@@ -1,22 +1,18 @@
 """scripts/plot_schedules.py: the curves it takes from names and checkpoints, and the picture it draws."""
 
 import dataclasses
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_dictionary, make_genie
+from helpers import REPOSITORY, make_dictionary, make_genie
 
 from diffusion_fairseq.diffusion.schedules import BETAS, build_schedule
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import GenieConfig
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "plot_schedules.py"
-spec = importlib.util.spec_from_file_location("plot_schedules_script", SCRIPT)
-plot_schedules = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plot_schedules)
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import plot_schedules  # noqa: E402
 
 POINTS = "0=0.9999,0.3=0.5,1=0.0001"
 

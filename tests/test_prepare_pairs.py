@@ -24,7 +24,7 @@ def parallel(folder, layout):
 
 
 def found(out):
-    return {p.name: p.read_text(encoding="utf-8").splitlines() for p in sorted(out.iterdir())}
+    return {p.name: p.read_text(encoding="utf-8").splitlines() for p in sorted(out.glob("*.???"))}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -47,6 +47,9 @@ def test_the_xsum_archive(tmp_path):
     prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
     assert found(tmp_path / "out")["train.tgt"] == ["Summary 1.", "Summary 2."]
     assert found(tmp_path / "out")["test.src"] == ["Body 4. More."]
+    (tmp_path / "bbc-summary-data/3.summary").write_bytes(b"[SN]URL[SN]\ncaf\xe9\n")
+    with pytest.raises(DataError, match=r"3\.summary, line 2: not UTF-8"):
+        prepare("xsum", tmp_path, tmp_path / "latin", lowercase=False)
     (tmp_path / "bbc-summary-data/3.summary").unlink()
     with pytest.raises(DataError, match=r"3\.summary is missing"):
         prepare("xsum", tmp_path, tmp_path / "again", lowercase=False)
@@ -62,16 +65,20 @@ def test_cnn_and_dailymail_stories(tmp_path):
     (tmp_path / "cnn/stories").mkdir(exist_ok=True)
     prepare("cnndm", tmp_path, tmp_path / "out", lowercase=False)
     assert found(tmp_path / "out")["valid.src"] == ["Text 1."]
-    assert found(tmp_path / "out")["valid.tgt"] == ["one . two ."]
+    assert found(tmp_path / "out")["valid.tgt"] == ["one . [X_SEP] two ."]
 
 
 def test_marks_between_sentences_and_empty_sides(tmp_path):
     layout = LAYOUTS["cnndm"][0]
     parallel(tmp_path, layout)
-    write(tmp_path / "train.src", ["a", "", "c"])
+    write(tmp_path / "train.src", ["a [X_SEP]  b", "", "c"])
     write(tmp_path / "train.tgt", ["x [X_SEP] y<S_SEP>z", "w", "<t> v </t>"])
     said = prepare("cnndm", tmp_path, tmp_path / "out", lowercase=False)
-    assert found(tmp_path / "out")["train.tgt"] == ["x y z", "v"] and "1 with an empty side" in said["train"]
+    assert "1 with an empty side" in said["train"]
+    assert found(tmp_path / "out")["train.src"] == ["a b", "c"]
+    assert found(tmp_path / "out")["train.tgt"] == ["x [X_SEP] y [X_SEP] z", "v"]
+    prepare("cnndm", tmp_path, tmp_path / "lower", lowercase=True)
+    assert found(tmp_path / "lower")["train.tgt"][0] == "x [x_sep] y [x_sep] z"
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -128,6 +135,9 @@ def test_a_quoted_question_may_go_over_lines_and_a_table_needs_its_columns(tmp_p
     files = found(tmp_path / "out")
     assert ('Is "a 3" b?', "Is it 3?") in zip(sum((files[f"{split}.src"] for split in SPLITS), []),
                                               sum((files[f"{split}.tgt"] for split in SPLITS), []))
+    write(file, [HEAD, '0\t1\t2\t"Is it?\tIs it so?\t1', *["0\t1\t2\tIs it?\tIs it so?\t1"] * 10000])
+    with pytest.raises(DataError, match=r"quora_duplicate_questions.tsv, line \d+: field larger.*: a quotation mark"):
+        prepare("qqp", tmp_path, tmp_path / "again", lowercase=False)
     write(file, ["a\tb"])
     with pytest.raises(DataError, match="has no columns question1, question2, is_duplicate"):
         prepare("qqp", tmp_path, tmp_path / "again", lowercase=False)
@@ -143,3 +153,27 @@ def test_a_split_that_is_whole_is_not_written_again(tmp_path):
     said = prepare("gigaword", tmp_path, out, lowercase=False)
     assert said["train"] == "already there" and said["test"] == "2 pairs"
     assert found(out) == whole and (out / "train.tgt").stat().st_mtime_ns == stamp
+
+
+def test_one_folder_does_not_mix_two_ways_to_prepare(tmp_path):
+    parallel(tmp_path / "raw", LAYOUTS["gigaword"][0])
+    parallel(tmp_path / "other", LAYOUTS["gigaword"][0])
+    out = tmp_path / "out"
+    prepare("gigaword", tmp_path / "raw", out, lowercase=True)
+    (out / "test.tgt").unlink()
+    with pytest.raises(DataError, match=r"made with other lowercase \(see prepared.json\): name another folder"):
+        prepare("gigaword", tmp_path / "raw", out, lowercase=False)
+    with pytest.raises(DataError, match="made with other set and folder"):
+        prepare("xsum", tmp_path / "other", out, lowercase=True)
+    assert not (out / "test.tgt").exists()
+
+
+def test_a_failed_start_binds_to_nothing(tmp_path):
+    parallel(tmp_path, LAYOUTS["gigaword"][0])
+    broken = tmp_path / LAYOUTS["gigaword"][0].train[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(b"caf\xe9\n" + whole.split(b"\n", 1)[1])
+    with pytest.raises(DataError, match="line 1: not UTF-8"):
+        prepare("gigaword", tmp_path, tmp_path / "out", lowercase=False)
+    broken.write_bytes(whole)
+    assert prepare("gigaword", tmp_path, tmp_path / "out", lowercase=True)["train"] == "2 pairs"

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import REPOSITORY, make_sampling
+from helpers import REPOSITORY, make_sampling, wait_until
 from omegaconf import OmegaConf
 from serving import ASKED, LIMITS, TEXT, final_texts, page_of, run, running, save_models, tiny_playground
 
@@ -206,13 +206,6 @@ class Paced:
             finally:
                 self.ended.append(asked)
         return run
-
-
-def wait_until(true):
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_one_at_a_time_one_waits_and_more_are_refused():

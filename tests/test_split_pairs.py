@@ -38,6 +38,13 @@ def test_every_pair_comes_to_one_split_and_equal_sources_to_the_same_one(tmp_pat
     assert [len(pairs) for pairs in written(tmp_path).values()] == [168, 2, 30]
 
 
+def test_a_pair_stays_one_line_of_each_side(tmp_path):
+    sources = [f"text {number}" + "\r\u2028 with  ends\x0bof lines" for number in range(40)]
+    split(tmp_path, sources, [f"word {number}" for number in range(40)])
+    pairs = sum(written(tmp_path).values(), [])
+    assert sorted(pairs) == sorted((f"text {i} with ends of lines", f"word {i}") for i in range(40))
+
+
 @pytest.mark.parametrize("targets, options, message", [
     (["b"] * 3, (), "a.txt has 4 lines, .*b.txt has 3: line n of one must belong to line n of the other"),
     (["b"] * 4, ("--valid", "3"), "4 different sources are too few, train would be empty"),

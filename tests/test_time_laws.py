@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import make_ddlm, make_dictionary
 
 from diffusion_fairseq.diffusion.time_laws import TIME_LAWS, GumbelTimes, TimeWarp, UniformTimes, isotonic
 
@@ -96,3 +97,34 @@ def test_isotonic_pools_what_falls():
     weights = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0, 3.0])
     expected = torch.tensor([1.0, 2.25, 2.25, 2.25, 4.25, 4.25])
     torch.testing.assert_close(isotonic(values, weights), expected)
+
+
+@pytest.mark.parametrize("name, law", [("gumbel", GumbelTimes), ("time-warp", TimeWarp)])
+def test_a_checkpoint_says_which_law_was_learned(name, law):
+    model, other = make_ddlm(make_dictionary()), make_ddlm(make_dictionary())
+    times = model.timestep_sampler(name)
+    t, _ = times.draw(256, CPU)
+    times.update(t, known_loss(t))
+    for loaded in (make_ddlm(make_dictionary()), other):
+        other.timestep_sampler("gumbel" if law is TimeWarp else "time-warp")
+        loaded.load_state_dict(model.state_dict())
+        assert type(loaded.timesteps) is law
+        u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+        torch.testing.assert_close(loaded.timesteps.quantile(u), times.quantile(u), rtol=0, atol=0)
+    losses = model.timesteps.losses.clone()
+    changed = model.timestep_sampler("gumbel" if law is TimeWarp else "time-warp")
+    assert type(changed) is not law and changed.losses.equal(losses)
+
+
+@pytest.mark.parametrize("pretrained, fine_tuned", [(300.0, 20.0), (20.0, 300.0)])
+def test_a_law_that_was_fitted_on_another_range_is_fitted_anew(pretrained, fine_tuned):
+    before, after = (make_ddlm(make_dictionary(), t_max=t_max) for t_max in (pretrained, fine_tuned))
+    times = before.timestep_sampler("time-warp")
+    t, _ = times.draw(256, CPU)
+    times.update(t, known_loss(t))
+    after.load_state_dict(before.state_dict())
+    law = after.timestep_sampler("time-warp")
+    assert law.curve() is None
+    drawn, _ = law.draw(512, CPU)
+    assert 0.9 * fine_tuned < float(drawn.max()) <= fine_tuned
+    torch.testing.assert_close(law.cdf(torch.tensor([fine_tuned])), torch.ones(1, dtype=torch.float64))
