@@ -26,6 +26,11 @@ saved_in() { # options of fairseq-train -> the folder that --save-dir names, or 
     echo "$folder"
 }
 
+export_averaged() { # options of fairseq-train -> work/averaged.pt; of several processes under srun or torchrun, by the first
+    [[ ${RANK:-${SLURM_PROCID:-0}} != 0 ]] ||
+        python "$root/scripts/export_checkpoint.py" --ema "$(saved_in "$@")/checkpoint_last.pt" --output "$work/averaged.pt"
+}
+
 vocabulary() { # size, options of prepare_corpus.py -> --vocabulary SIZE, unless a --model among them has its own
     [[ " ${*:2} " == *" --model"[\ =]* ]] || echo "--vocabulary $1"
 }
@@ -54,12 +59,12 @@ train() { # options of fairseq-train
         --save-interval-updates 5000 --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
 }
 
-generate() { # options of fairseq-generate
-    local model=$work/sentencepiece.model
+generate() { # options of fairseq-generate; glge: which of GLGE's evaluations of a set also scores
     python "$root/scripts/export_checkpoint.py" --ema "$work/checkpoints/checkpoint_last.pt" --output "$work/averaged.pt"
     fairseq-generate "$work/data-bin" "${task[@]}" --path "$work/averaged.pt" --gen-subset test --bpe sentencepiece \
-        --sentencepiece-model "${SENTENCEPIECE_MODEL:-$model}" --diffusion-steps 50 --clamping --candidates 10 \
+        --sentencepiece-model "$work/sentencepiece.model" --diffusion-steps 50 --clamping --candidates 10 \
         --nbest 10 --batch-size 64 "$@" | tee "$work/generated.txt"
     python "$root/scripts/evaluate.py" "$work/generated.txt" --references "$work/text/test.tgt" \
-        --sources "$work/text/test.src" --train-target "$work/text/train.tgt" --json "$work/scores.json"
+        --sources "$work/text/test.src" --train-target "$work/text/train.tgt" --json "$work/scores.json" \
+        ${glge:+--glge "$glge"}
 }

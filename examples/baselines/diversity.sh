@@ -14,7 +14,7 @@ rows=()
 for way in beam diverse sampling; do
     read -ra decoding <<<"${ways[$way]}"
     fairseq-generate "${common[@]}" "${options[@]:0:2}" --path "$work/transformer/checkpoint_last.pt" --gen-subset test \
-        --bpe sentencepiece --sentencepiece-model "${SENTENCEPIECE_MODEL:-$work/sentencepiece.model}" --batch-size 16 \
+        --bpe sentencepiece --sentencepiece-model "$work/sentencepiece.model" --batch-size 16 \
         --beam "$number" --nbest "$number" ${decoding[@]+"${decoding[@]}"} "$@" >"$work/transformer-$way.txt"
     rows+=(--system "transformer, $way=$work/transformer-$way.txt")
 done

@@ -6,7 +6,7 @@ if [[ $system != transformer ]]; then
     decoding=(--iter-decode-max-iter "$iterations" --iter-decode-eos-penalty 0 --beam 1)
 fi
 fairseq-generate "${common[@]}" "${options[@]:0:2}" --path "$work/$system/checkpoint_last.pt" --gen-subset test \
-    --bpe sentencepiece --sentencepiece-model "${SENTENCEPIECE_MODEL:-$work/sentencepiece.model}" --batch-size 64 \
+    --bpe sentencepiece --sentencepiece-model "$work/sentencepiece.model" --batch-size 64 \
     "${decoding[@]}" "$@" | tee "$work/$system.txt"
 python "$root/scripts/evaluate.py" "$work/$system.txt" --name "$system" --references "$work/text/test.tgt" \
     --sources "$work/text/test.src" --train-target "$work/text/train.tgt"

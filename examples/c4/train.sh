@@ -7,4 +7,4 @@ fairseq-train "${shards%:}" --user-dir "$root/diffusion_fairseq" --task diffusio
     --optimizer adam --lr 3e-5 --lr-scheduler cosine --warmup-updates 10000 --max-update 1000000 --clip-norm 1.0 \
     --batch-size 128 --update-freq 8 --store-ema --ema-fp32 --ema-decay 0.9999 --save-interval-updates 10000 \
     --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
-python "$root/scripts/export_checkpoint.py" --ema "$(saved_in "$@")/checkpoint_last.pt" --output "$work/averaged.pt"
+export_averaged "$@"

@@ -4,4 +4,5 @@
 label=${1:?"usage: bash examples/control/generate.sh LABEL [options of fairseq-generate]"}
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/../language_model.sh"
-generate_lm --classifier "$work/classifier/checkpoint_best.pt" --classifier-label "$label" "$@"
+generate_lm --classifier "$work/classifier/checkpoint_best.pt" --classifier-label "$label" \
+    --classifier-scale 10 "$@"

@@ -8,4 +8,4 @@ fairseq-train "${shards%:}" --user-dir "$root/diffusion_fairseq" --task cpd_pret
     --lr-scheduler polynomial_decay --warmup-updates 10000 --total-num-update 2000000 --max-update 2000000 \
     --batch-size 64 --update-freq 8 --store-ema --ema-fp32 --ema-decay 0.9999 --save-interval-updates 10000 \
     --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
-python "$root/scripts/export_checkpoint.py" --ema "$(saved_in "$@")/checkpoint_last.pt" --output "$work/averaged.pt"
+export_averaged "$@"
