@@ -56,15 +56,17 @@ class Workers:
 
     def __init__(self, count: int):
         self.count = count
+        others = multiprocessing.active_children()
         self.pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), begin_worker, (os.getpid(),))
         self.pool.submit(os.getpid).result()
+        self.processes = [process for process in multiprocessing.active_children() if process not in others]
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if kind:
-            for process in multiprocessing.active_children():
+            for process in self.processes:
                 process.kill()
         self.pool.shutdown(cancel_futures=True)
 

@@ -1,5 +1,6 @@
 """scripts/_workers.py: work in other processes, in order, with no more read than is soon needed."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -38,3 +39,17 @@ def test_a_process_that_dies_ends_the_work_in_one_line():
     message = "a process died while it was to square.*fewer --workers"
     with pytest.raises(DataError, match=message), Workers(2) as workers:
         list(workers.stream("square", squared, [1, 2, -1, 3, 4, 5, 6, 7, 8, 9, 10]))
+
+
+def test_processes_of_others_outlive_an_error():
+    """torch's loader raises in whatever runs when one of its processes is killed."""
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with pytest.raises(KeyError), Workers(2) as workers:
+            assert len(workers.processes) == 2
+            raise KeyError
+        assert other.is_alive() and not any(process.is_alive() for process in workers.processes)
+    finally:
+        other.kill()
+        other.join()
