@@ -115,6 +115,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="further checkpoints of the same training, as --save-interval-updates wrote them")
     parser.add_argument("--output", type=Path, default=Path("sampling"), help="files to write, without ending")
     arguments = parser.parse_args()
+    if arguments.solver == "heun":
+        parser.error("--solver heun evaluates at two levels a step, and a curve here is of one: choose another")
     if arguments.later and len(arguments.initial_noise_scales) > 1:
         parser.error("--later and several --initial-noise-scales: a picture shows one of the two")
     return arguments

@@ -38,3 +38,10 @@ def test_of_source_and_target_in_one_sequence_only_the_target_counts():
     tokens = make_sample(DICTIONARY, [5, 9])["net_input"]["src_tokens"]
     (_, count), _, rows = traced(make_diffuseq(DICTIONARY, length_model="fixed"), tokens)
     assert count == int(rows.lengths.sum()) - 5 - 9
+
+
+def test_a_solver_of_two_evaluations_a_step_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["analyse_sampling.py", "bin", "--path", "model.pt", "--solver", "heun"])
+    with pytest.raises(SystemExit):
+        analyse_sampling.parse_arguments()
+    assert "--solver heun evaluates at two levels a step" in capsys.readouterr().err
