@@ -153,10 +153,10 @@ def read_either(path: str) -> Outputs:
 def read_system(path: str, model: Outputs, same_references: bool) -> Outputs:
     """A further system for the model's sentences: plain text, one line a sentence, or generated output."""
     system = read_either(path)
-    if same_references and system.references not in (None, model.references):
-        raise UserError(f"{path}: its T- lines are not the model's; give --references FILE for both")
     if len(system) != len(model):
         raise UserError(f"{path}: {len(system)} sentences, but the model has {len(model)}")
+    if same_references and system.references not in (None, model.references):
+        raise UserError(f"{path}: its T- lines are not the model's; give --references FILE for both")
     return system
 
 

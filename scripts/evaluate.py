@@ -142,7 +142,7 @@ def titled(rows: dict[str, dict], columns: dict[str, str], style: str, digits: i
 
 def as_json(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, intervals: dict | None) -> str:
     result = {
-        "files": args.generated,
+        "files": [*args.generated, *args.pool],
         "sentences": len(model),
         "candidates": len(model.candidates),
         "seed": args.seed,
@@ -224,6 +224,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of that draw and of --confidence (default: %(default)s)")
     parser.add_argument("--system", action="append", default=[], type=named_file, metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
+    parser.add_argument("--pool", action="append", default=[], metavar="FILE",
+                        help="what another run, of another --seed or model, wrote for the same sentences: candidates "
+                             "after those of the first, and MBR chooses among all; repeatable")
     parser.add_argument("--mbr", type=utilities, default=UTILITIES, metavar="A,B",
                         help=f"utilities of minimum Bayes risk, of {', '.join(KNOWN_UTILITIES)} "
                              f"(default: {','.join(UTILITIES)})")
@@ -251,6 +254,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     model = (read_plain if args.plain else read_generated)(args.generated)
+    for path in args.pool:
+        model.candidates.extend(read_system(path, model, not args.references).candidates)
     if args.write_mbr and (len(model.candidates) == 1 or not args.mbr):
         raise UserError("--write-mbr: MBR needs a utility, and several candidates of each sentence (--nbest)")
     evaluation = evaluate_files(args, model)

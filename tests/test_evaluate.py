@@ -73,6 +73,17 @@ def test_shards_are_put_together(tmp_path, generated):
     assert evaluate.read_generated(shards) == evaluate.read_generated([generated])
 
 
+def test_candidates_of_several_runs_are_one_pool(tmp_path, generated):
+    runs = [write(tmp_path / f"{n}.txt", [line for i in range(3) for line in block(i, candidates=[column])])
+            for n, column in enumerate(CANDIDATES)]
+    pooled, whole = json_of(tmp_path, runs[0], "--pool", runs[1]), json_of(tmp_path, generated)
+    assert pooled["candidates"] == 2 and pooled["systems"] == whole["systems"] and pooled["files"] == runs
+    for lines, said in ((block(0), "1 sentences, but the model has 3"),
+                        ([line for i in range(3) for line in block(i, texts=("a", "b"))], "T- lines are not")):
+        with pytest.raises(UserError, match=f"other.txt: .*{said}"):
+            evaluate.main([generated, "--pool", write(tmp_path / "other.txt", lines)])
+
+
 BROKEN = {
     "a gap": (
         block(0) + block(2),
