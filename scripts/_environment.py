@@ -19,3 +19,4 @@ def _hook(kind, error, trace) -> None:
 
 sys.excepthook = _hook
 logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # advises all to install tensorboardX
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq has all loggers say what they debug

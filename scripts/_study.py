@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import re
@@ -268,6 +269,7 @@ def prepare_output(arguments: argparse.Namespace) -> None:
 
 def run_study(main: Callable[[], None]) -> None:
     """Call main(); end in one line where it cannot go on, or is told to stop."""
+    logging.disable(logging.INFO)  # of fairseq; warnings stay
     try:
         main()
     except (UserError, CommandFailed, OSError) as error:

@@ -8,7 +8,6 @@ sentence's candidates, so that no number is favoured by a lucky draw. Writes .js
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Dict, List
 
@@ -16,7 +15,7 @@ import _environment  # noqa: F401  says what this Python lacks
 import numpy as np
 from _generated import Outputs, aligned_lines, read_generated
 from _option_types import count, numbers
-from _study import named, report, write_rows
+from _study import named, report, run_study, write_rows
 from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
@@ -119,7 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_study(main)

@@ -12,7 +12,6 @@ it goes on where it was: scales that the .json holds are not generated again. Ot
 """
 
 import argparse
-import logging
 import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -188,7 +187,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     scorer = load_scorer("--scorer", arguments.scorer, arguments.gguf) if arguments.scorer else None
     judge, held_out = judges(arguments.text, arguments.label, scorer), Labelled.read(arguments.text, "valid")
     options = options_of(arguments, OPTIONS, {"data": (f"{arguments.subset}.*", "dict.txt"),

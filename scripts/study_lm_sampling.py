@@ -15,7 +15,6 @@ texts or measures need another --output.
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import _environment  # noqa: F401  says what this Python lacks
@@ -112,7 +111,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     prompts = load_prompts(arguments, arguments.write)
     model, judge = load_model(prompts.task, arguments.path), Judge(arguments)
     read = (f"{arguments.subset}.*", "dict.txt", *(["train.*"] if arguments.ngram_lines else []))

@@ -13,7 +13,6 @@ where it was: what study.json holds is not measured again. Another model, other 
 
 import argparse
 import itertools
-import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -194,7 +193,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
     study = load(arguments)
     options = options_of(arguments, OPTIONS, {"data": (f"{arguments.subset}.*", "dict.*.txt")})
     file = named(arguments.output, ".json")

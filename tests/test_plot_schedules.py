@@ -1,6 +1,7 @@
 """scripts/plot_schedules.py: the curves it takes from names and checkpoints, and the picture it draws."""
 
 import dataclasses
+import subprocess
 import sys
 
 import pytest
@@ -100,6 +101,13 @@ def test_a_picture_is_written(tmp_path, capsys, arguments, shown):
     plot_schedules.main([*arguments, "--output", str(tmp_path / "schedules.png")])
     assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.endswith(f"schedules.png: {shown}\n")
+
+
+@pytest.mark.slow
+def test_libraries_say_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    words = [sys.executable, REPOSITORY / "scripts/plot_schedules.py", "--output", tmp_path / "schedules.png"]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stderr == ""
 
 
 def test_a_checkpoint_stands_alone_or_beside_names(checkpoint, tmp_path, capsys):
