@@ -124,7 +124,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
+    logging.disable(logging.INFO)  # of fairseq; warnings stay
     task, model = load(arguments)
     curves = {}
     for scale in arguments.initial_noise_scales:

@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
+    logging.disable(logging.INFO)  # of fairseq; warnings stay
     task, model = load(arguments)
     law = learned_law(model)
     times = torch.logspace(*torch.tensor([law.t_min, law.t_max]).log10().tolist(), arguments.levels,

@@ -49,7 +49,7 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
     if references is None:
         raise UserError(f"{', '.join(args.generated)}: no T- lines; give --references FILE")
     for texts in model.candidates:
-        refuse_long(", ".join(args.generated), texts)
+        refuse_long(", ".join(files_of(args)), texts)
     refuse_long(args.references or ", ".join(args.generated), references)
     warn_of_unknown_words(references)
     if args.references and model.references:
@@ -75,6 +75,11 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         oracle=args.oracle,
         seed=args.seed,
     )
+
+
+def files_of(args: argparse.Namespace) -> list[str]:
+    """All that hold the model's candidates."""
+    return [*args.generated, *args.pool]
 
 
 def refuse_long(files: str, texts: list[str]) -> None:
@@ -142,7 +147,7 @@ def titled(rows: dict[str, dict], columns: dict[str, str], style: str, digits: i
 
 def as_json(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, intervals: dict | None) -> str:
     result = {
-        "files": [*args.generated, *args.pool],
+        "files": files_of(args),
         "sentences": len(model),
         "candidates": len(model.candidates),
         "seed": args.seed,

@@ -278,7 +278,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)  # of fairseq and matplotlib; warnings stay
+    logging.disable(logging.INFO)  # of fairseq; warnings stay
     try:
         main()
     except (UserError, OSError) as error:
