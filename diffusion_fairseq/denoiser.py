@@ -74,7 +74,8 @@ class Denoiser:
         self.clamping_from = clamping_from
         denoise = model.denoise
         if model.predicts_tokens:
-            denoise = partial(denoise, temperature=temperature, watch=self._watch)
+            # Normalised once for all steps.
+            denoise = partial(denoise, temperature=temperature, watch=self._watch, vectors=model.vectors.float())
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
         self.denoise = self.guidance or denoise
         self.estimate: Optional[Tensor] = None

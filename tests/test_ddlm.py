@@ -157,6 +157,22 @@ def test_the_same_text_alone_and_in_a_batch(solver):
         assert write(MODEL, batch(text, ids=[number]), **options)[0] == together[number]
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_embeddings_are_normalised_as_often_whatever_the_steps(monkeypatch, scale):
+    model = make_ddlm(DICTIONARY, condition_dropout=0.1)
+    counted = []
+
+    def count(table):
+        counted[-1] += 1
+        return normalised(table)
+
+    monkeypatch.setattr("diffusion_fairseq.models.ddlm_encoder.normalised", count)
+    for steps in (2, 9):
+        counted.append(0)
+        write(model, batch("ab____c", "d__"), diffusion_steps=steps, clamping=True, guidance_scale=scale)
+    assert counted[0] == counted[1] > 0
+
+
 def test_the_score_of_a_text_is_the_probability_that_the_model_gives_its_tokens(monkeypatch):
     """Not how surely the mean embedding rounds to them, which says almost nothing where embeddings are long."""
     watched, network = [], MODEL.network

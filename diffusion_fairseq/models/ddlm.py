@@ -54,10 +54,14 @@ class DDLMModel(DDLMEncoder, PromptModel):
         """Scores (n, V) float32 of the tokens at positions (n, model_dim)."""
         return self.head(hidden).float()
 
-    def interpolate(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+    def interpolate(self, hidden: Tensor, temperature: float = 1.0, vectors: Optional[Tensor] = None) -> Tensor:
         """The mean embedding (n, D) float32 under p(x_0 | x_t, t) (CDCD, eq. 4), the vocabulary's scores held for some
-        positions at a time."""
-        vectors = self.vectors.float()
+        positions at a time.
+
+        Args:
+            vectors: (V, D) float32, `self.vectors` where the caller has them.
+        """
+        vectors = self.vectors.float() if vectors is None else vectors
 
         def mean(part: Tensor) -> Tensor:
             return (self.logits(part) / temperature).softmax(dim=-1) @ vectors
@@ -66,16 +70,17 @@ class DDLMModel(DDLMEncoder, PromptModel):
 
     def denoise(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Optional[Packing] = None,
                 previous: Optional[Tensor] = None, temperature: float = 1.0,
-                watch: Callable[[Tensor], None] = lambda hidden: None) -> Tensor:
+                watch: Callable[[Tensor], None] = lambda hidden: None, vectors: Optional[Tensor] = None) -> Tensor:
         """As the other models', at a temperature of the tokens' probabilities.
 
         Args:
             watch: is told what the layers made (n, model_dim), which `entropy` takes.
+            vectors: as in `interpolate`.
         """
         packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
         hidden = self.network(xt, t, memory, packing, previous)
         watch(hidden)
-        return memory.impose(packing.unpack(self.interpolate(hidden, temperature)))
+        return memory.impose(packing.unpack(self.interpolate(hidden, temperature, vectors)))
 
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
