@@ -113,6 +113,18 @@ def test_under_autocast_the_pass_after_the_first_estimates_has_its_gradients():
     assert layer.weight.grad is not None and layer.bias.grad is not None
 
 
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_an_estimate_beyond_float16_is_seen_as_a_large_one(size):
+    """As predicted noise gives at the noisiest levels."""
+    estimate = torch.tensor([[[size, -size]]])
+    seen = with_previous(torch.zeros(1, 1, 2, dtype=torch.float16), estimate)
+    assert seen.isfinite().all() and seen[0, 0, 2] >= min(size, 32) and seen[0, 0, 3] == -seen[0, 0, 2]
+    assert with_previous(torch.zeros(1, 1, 2), estimate)[0, 0, 2] == size
+    layer = torch.nn.Linear(4, 4000)
+    with torch.autocast("cpu", torch.float16):
+        assert layer(with_previous(torch.zeros(1, 1, 2), estimate)).isfinite().all()
+
+
 def test_self_conditioning_runs_the_chosen_examples_alone_and_without_gradient():
     weight = torch.ones((), requires_grad=True)
     xt = torch.arange(200.0).view(200, 1, 1)

@@ -15,6 +15,7 @@ from diffusion_fairseq.models.config import PARAMETERIZATIONS, LatentConfig
 from diffusion_fairseq.models.noise import Schedule, model_schedule
 from diffusion_fairseq.models.persistence import Persistent
 from diffusion_fairseq.models.training_pass import Example, Objective, TrainingPass
+from diffusion_fairseq.modules.half_precision import bounded
 from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
 from diffusion_fairseq.modules.self_conditioning import first_estimates
 from diffusion_fairseq.text.embedding import TokenSearch
@@ -23,7 +24,6 @@ PADDING_MODELLED = ("fixed", "longest")  # values of --length-model
 SELF_CONDITIONING_RATE = 0.5  # Chen et al. (2023), section 3.2
 VLB = Objective()
 LOGITS_AT_ONCE = 1 << 24  # scores over the vocabulary that are held at one time: 64 MB
-LARGEST_LATENT = 64.0  # a coordinate in float16: far beyond any embedding's
 
 
 def _latents_at_once(num_tokens: int, alignment: int = ALIGNMENT) -> int:
@@ -43,14 +43,6 @@ def in_chunks(function: Callable[..., Tensor], num_scores: int, *tensors: Tensor
         return function(*tensors)
     return torch.cat([checkpoint(function, *part, use_reentrant=False)
                       for part in zip(*(tensor.split(at_once) for tensor in tensors))])
-
-
-def bounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents in the dtype of the embeddings that score them. An estimate of x0 from predicted noise has no bound at
-    the noisiest levels, where its scores would overflow float16."""
-    half = torch.float16 in (dtype, torch.get_autocast_dtype(x.device.type)
-                             if torch.is_autocast_enabled(x.device.type) else dtype)
-    return (x.clamp(-LARGEST_LATENT, LARGEST_LATENT) if half else x).to(dtype)
 
 
 class DiffusionModel(Persistent):

@@ -5,10 +5,12 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
+from diffusion_fairseq.modules.half_precision import bounded
+
 
 def with_previous(x: Tensor, previous: Optional[Tensor]) -> Tensor:
     """Put the previous estimate (or zeros, where there is none yet) beside x: (B, L, D) -> (B, L, 2 D)."""
-    return torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x.dtype)], dim=-1)
+    return torch.cat([x, torch.zeros_like(x) if previous is None else bounded(previous, x.dtype)], dim=-1)
 
 
 def first_estimates(
