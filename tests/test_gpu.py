@@ -1,6 +1,5 @@
 """On a GPU: the text of the CPU, no wait for the device between steps, and every precision of fairseq's trainer."""
 
-import json
 import math
 
 import pytest
@@ -17,13 +16,13 @@ from helpers import (
 )
 from test_cli import MODEL, TRAIN, assert_same, hypotheses, preprocess_pairs_and_lines
 from test_generator import generate, make_generator, rows_of, sharp_genie
+from test_more_models_cli import LM, losses
 
 from diffusion_fairseq.diffusion.noise import gaussian_noise, sequence_keys
 from diffusion_fairseq.models.compilation import compile_layers
 
 GPU = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-LM = ["--task", "diffusion_lm", "--tokens-per-sample", "12"]
 TRAIN_ON_GPU = [option for option in TRAIN if option != "--cpu"]
 TRAIN_LM = [*LM, *TRAIN_ON_GPU[TRAIN_ON_GPU.index("--optimizer"):]]
 KINDS = {
@@ -151,10 +150,10 @@ def work(tmp_path_factory):
     return preprocess_pairs_and_lines(tmp_path_factory.mktemp("gpu"), 200, 21)
 
 
-def losses(done):
-    """The loss of every update whose loss scale was not too high."""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "| train_inner |" in line]
-    return [float(json.loads(line[line.index("{"):])["loss"]) for line in lines]
+def trained(*command):
+    """The loss of every update."""
+    done = run_module("train", *command)
+    return losses(done.stdout + done.stderr, "loss")
 
 
 @pytest.mark.slow
@@ -164,9 +163,9 @@ def test_trains_in_every_precision_resumes_and_generates(work, tmp_path, kind, p
     data, task = (work / "bin", MODEL) if kind in ("genie", "diffuseq") else (work / "lm", LM)
     options = [*KINDS[kind], *PRECISIONS[precision], "--save-dir", tmp_path, "--clip-norm", "1", "--store-ema",
                "--ema-decay", "0.9", "--ema-fp32", "--fp16-init-scale", "16", "--no-epoch-checkpoints"]
-    found = losses(run_module("train", data, *options, "--max-update", "60"))
+    found = trained(data, *options, "--max-update", "60")
     assert all(map(math.isfinite, found)) and sum(found[-5:]) < 0.9 * sum(found[:5])
-    more = losses(run_module("train", data, *options, "--max-update", "64"))
+    more = trained(data, *options, "--max-update", "64")
     assert len(more) == 4 and sum(more) / 4 < sum(found[:5]) / 5
     solver = ["--solver", "euler"] if kind == "ddlm" else ["--clamping"]
     half = [option for option in PRECISIONS[precision] if option in ("--fp16", "--bf16")]
