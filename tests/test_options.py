@@ -155,6 +155,36 @@ def test_help_shows_the_options_of_what_is_named_beside_it(parser, words, shown,
     assert ended.value.code == 0 and all(option in said for option in shown) and "shown with them" in said
 
 
+def shown_help(parser, words, capsys):
+    with pytest.raises(SystemExit):
+        options.parse_args_and_arch(parser, [*words.split(), "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("words, shown", [
+    ("--arch genie_small", "--model-dim MODEL_DIM width of the transformer layers (default: 192)"),
+    ("--arch=genie_base", "--model-dim MODEL_DIM width of the transformer layers (default: 768)"),
+    ("-a transformer_tiny", "--encoder-layers ENCODER_LAYERS encoder: number of layers (default: 2)"),
+    ("--arch genie_base --task seq2seq_diffusion", "--seed SEED pseudo random number generator seed (default: 1)"),
+])
+def test_help_says_what_an_option_is_where_it_is_not_given(words, shown, capsys):
+    assert shown in shown_help(options.get_training_parser(), words, capsys)
+
+
+def test_help_shows_no_default_twice_and_none_that_says_nothing(capsys):
+    said = shown_help(options.get_training_parser(), "--arch genie_small", capsys)
+    assert all(f"(default: {nothing})" not in said for nothing in (None, False, ""))
+    assert "${" not in said and "default 1000 / T, as published --noise-points" in said
+
+
+@pytest.mark.parametrize("words, shown", [("", False), ("--arch genie_base", True)])
+def test_help_of_generation_shows_no_architecture_that_nobody_named(words, shown, capsys):
+    parser = options.get_generation_parser()
+    parser.add_argument("--arch", "-a", default="genie_base")  # fairseq-generate's own default is wav2vec2
+    said = shown_help(parser, f"--task seq2seq_diffusion {words}", capsys)
+    assert "--diffusion-steps" in said and ("--latent-dim" in said) == shown
+
+
 def test_presets_name_real_options():
     for presets, config in ((GENIE, GenieConfig), (DIFFUSION_LM, DiffusionLMConfig), (DIFFUSEQ, DiffuSeqConfig),
                             (LATENT_CLASSIFIER, LatentClassifierConfig), (DDLM, DDLMConfig),

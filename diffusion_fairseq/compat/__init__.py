@@ -16,9 +16,10 @@ from diffusion_fairseq.compat.batches import (
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
 from diffusion_fairseq.compat.datasets import report_bad_data, report_bad_dictionaries
+from diffusion_fairseq.compat.help import show_all_options
 from diffusion_fairseq.compat.lines import report_bad_lines
 from diffusion_fairseq.compat.literals import literal_eval
-from diffusion_fairseq.compat.options import report_bad_options, show_all_options
+from diffusion_fairseq.compat.options import report_bad_options
 from diffusion_fairseq.compat.processes import (
     broadcast_object,
     join_torchrun,

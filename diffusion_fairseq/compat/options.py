@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq import options
 from fairseq.data import data_utils
@@ -24,9 +24,6 @@ LEAST = {"batch_size": 1, "batch_size_valid": 1, "max_tokens": 1, "max_tokens_va
 LARGEST_SEED = 2**32 - 1  # numpy's
 DICTIONARIES = ("model_overrides", "optimizer_overrides")
 OPTION = re.compile(r"--[\w-]+")
-HELP = {"-h", "--help"}
-MORE_HELP = ("Options of a task, an architecture and a criterion are shown with them: --task seq2seq_diffusion --arch "
-             "genie_base --criterion diffusion_vlb --help")
 
 
 def report_bad_options() -> None:
@@ -50,41 +47,6 @@ def report_bad_options() -> None:
         return parsed
 
     replace(options, "parse_args_and_arch", parse_args_and_arch)
-
-
-def show_all_options() -> None:
-    """Let --help show the options of the task, the architecture and the criterion that are named beside it.
-
-    Both hosts: they answer it before they know these options.
-    """
-    stock = options.parse_args_and_arch
-
-    def parse_args_and_arch(parser, input_args=None, *args, modify_parser=None, **kwargs):
-        words = sys.argv[1:] if input_args is None else input_args
-        if HELP.isdisjoint(words):
-            return stock(parser, input_args, *args, modify_parser=modify_parser, **kwargs)
-        passes = iter((False, True))
-
-        def show(parser):
-            if modify_parser is not None:
-                modify_parser(parser)
-            # The host calls this first before it adds those options, then after it.
-            if next(passes):
-                print_help(parser)
-
-        try:
-            return stock(parser, [word for word in words if word not in HELP], *args, modify_parser=show, **kwargs)
-        except UserError:
-            print_help(parser)  # --arch is not there, or unknown
-
-    replace(options, "parse_args_and_arch", parse_args_and_arch)
-
-
-def print_help(parser: argparse.ArgumentParser) -> NoReturn:
-    """Print the help and end the process."""
-    parser.epilog = MORE_HELP
-    parser.print_help()
-    parser.exit()
 
 
 def complain(parser: argparse.ArgumentParser, message: str) -> None:
