@@ -3,7 +3,7 @@
 from typing import List
 
 import torch
-from _systems import Ours, PeakMemory, Work, clamped_by_distances, flops_of, seconds_of
+from _systems import AddedMemory, Ours, Work, clamped_by_distances, flops_of, seconds_of
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -91,12 +91,12 @@ def measure_diffuseq(bench) -> None:
     model = make_diffuseq(arch, bench.dictionary, bench.device)
     work = bench.work(bench.arguments.batch, SOURCE, TARGET, CANDIDATES)
     checked = work._replace(steps=2)
-    system, memory = PublishedDiffuSeq(model, checked), PeakMemory(bench.device)
+    system, memory = PublishedDiffuSeq(model, checked), AddedMemory(bench.device)
     memory.start()
     step = seconds_of(system.x0, bench.device, repeats=3) / checked.steps
     published = bench.add(
         shape="diffuseq qqp", structure="published", dtype="fp32", batch=work.batch, candidates=CANDIDATES,
-        source=SOURCE, target=TARGET, steps=PUBLISHED_STEPS, encode_ms=0.0, peak_mb=memory.megabytes(),
+        source=SOURCE, target=TARGET, steps=PUBLISHED_STEPS, encode_ms=0.0, added_mb=memory.megabytes(),
         ms_per_candidate_step=1e3 * step / work.batch,
         sentences_per_s=work.batch / (step * CANDIDATES * PUBLISHED_STEPS),
         peak=flops_of(system.x0) / (checked.steps * step) / bench.peaks["fp32"],

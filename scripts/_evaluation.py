@@ -90,11 +90,15 @@ class Evaluation:
         return signatures
 
     def add(self, name: str, system: Outputs, utilities: Sequence[str] = UTILITIES) -> None:
-        """A row for the first candidates and, where there are several, their mean, MBR's and the oracle's choice."""
+        """A row for the first candidates and, where there are several, those of the best model score (if they are
+        others), their mean, MBR's and the oracle's choice."""
         statistics = [self.statistics(hypotheses) for hypotheses in system.candidates]
         self.add_row(name, statistics[:1], system.candidates[:1])
         if len(statistics) == 1:
             return
+        surest = system.surest()
+        if any(surest):
+            self.add_choice(f"{name}: best by model score", system, statistics, surest)
         mean = f"{name}: mean over {len(statistics)} candidates"
         self.add_row(mean, statistics, system.candidates)
         sets = list(zip(*(map(glge.without_marks, texts) for texts in system.candidates), strict=True))

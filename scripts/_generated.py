@@ -21,18 +21,32 @@ class Sentence:
     path: str
     where: str
     texts: dict[str, list[str]] = field(default_factory=lambda: {"S": [], "T": [], "H": [], "D": []})
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Outputs:
-    """What one system wrote: candidates[j][i] is its j-th hypothesis for sentence i."""
+    """What one system wrote: candidates[j][i] is its j-th hypothesis for sentence i, in the order in which they are
+    printed, and scores[j][i] what the model gives it, where it says so."""
 
     candidates: list[list[str]]
     sources: list[str] | None = None
     references: list[str] | None = None
+    scores: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.candidates[0])
+
+    def surest(self) -> list[int]:
+        """Each sentence's candidate of the highest score, of equal ones the first; the first where there are none."""
+        if self.scores is None:
+            return [0] * len(self)
+        return [max(range(len(scores)), key=scores.__getitem__) for scores in zip(*self.scores, strict=True)]
+
+    def pool(self, other: "Outputs") -> None:
+        """Take another system's candidates for the same sentences in; scores are kept where both have some."""
+        self.candidates.extend(other.candidates)
+        self.scores = None if None in (self.scores, other.scores) else [*self.scores, *other.scores]
 
 
 def _raw_lines(path: str) -> Iterator[tuple[int, str]]:
@@ -101,6 +115,7 @@ def read_generated(paths: Sequence[str]) -> Outputs:
         candidates=[list(texts) for texts in zip(*(texts["D"] for texts in ordered), strict=True)],
         sources=[texts["S"][0] for texts in ordered] if ordered[0]["S"] else None,
         references=[texts["T"][0] for texts in ordered] if ordered[0]["T"] else None,
+        scores=[list(scores) for scores in zip(*(sentences[i].scores for i in range(len(sentences))), strict=True)],
     )
 
 
@@ -112,11 +127,13 @@ def add_line(sentences: dict[int, Sentence], match: re.Match, path: str, where: 
     if kind in "ST" and sentence.texts[kind]:
         raise UserError(f"{where}: {kind}-{number} comes twice, its sentence began at {sentence.where}")
     if kind in "HD":
-        score, _, text = text.partition("\t")
+        shown, _, text = text.partition("\t")
         try:
-            float(score)
+            score = float(shown)
         except ValueError:
-            raise UserError(f"{where}: {kind}-{number} has no score but {score[:20]!r}") from None
+            raise UserError(f"{where}: {kind}-{number} has no score but {shown[:20]!r}") from None
+        if kind == "D":
+            sentence.scores.append(score)
     sentence.texts[kind].append(text)
 
 

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 import torch
-from _systems import LONGEST, PeakMemory, Work, dictionary_of, seconds_of
+from _systems import LONGEST, AddedMemory, Work, dictionary_of, seconds_of
 from fairseq.data import Dictionary
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 from fairseq.search import Sampling
@@ -92,11 +92,11 @@ def measure_language_models(bench, lengths=LENGTHS) -> None:
         transformer.to(torch.bfloat16)
 
     def measured(system, structure: str, work: Work, **more) -> dict:
-        memory = PeakMemory(bench.device)
+        memory = AddedMemory(bench.device)
         memory.start()
         seconds = seconds_of(system.generate, bench.device, repeats=2)
         return bench.add(shape=PART, structure=structure, dtype=dtype, batch=work.batch, candidates=1, source=0,
-                         target=work.target, steps=work.steps, peak_mb=memory.megabytes(),
+                         target=work.target, steps=work.steps, added_mb=memory.megabytes(),
                          sentences_per_s=work.batch / seconds, **more,
                          ms_per_candidate_step=1e3 * seconds / work.batch / work.steps)
 

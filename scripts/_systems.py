@@ -1,5 +1,7 @@
 """The systems that scripts/benchmark.py measures: ours, the published structure, fairseq's transformer."""
 
+import ctypes
+import gc
 import math
 import statistics
 import time
@@ -274,25 +276,30 @@ def matrix_peak(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / seconds_of(lambda: a @ b, device, repeats=20)
 
 
-class PeakMemory:
-    """Megabytes that were held at most since `start`: of the device, or of this process where there is none."""
+class AddedMemory:
+    """Megabytes beyond those held at `start` that were held at most since then: of the device, or of this process
+    where there is none. What else is alive, such as weights, is in neither."""
 
     def __init__(self, device: str):
         self.device = device
 
     def start(self) -> None:
+        gc.collect()
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated() / 2**20
+            return
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # else what was freed but kept would be taken again without a trace
+            Path("/proc/self/clear_refs").write_text("5")
+        except (AttributeError, OSError):
+            self.held = math.nan  # no such library, or no right to reset the peak, which is that of the whole run then
         else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                pass  # without the right to reset it, the peak is that of the whole run
+            self.held = resident_megabytes()
 
     def megabytes(self) -> float:
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return _status("VmHWM")
+        peak = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else _status("VmHWM")
+        return max(0.0, peak - self.held)
 
 
 def resident_megabytes() -> float:

@@ -1,6 +1,6 @@
 """How fast we are, beside the published structure and fairseq's transformer; on random weights, without data.
 
-    python scripts/benchmark.py --quick                     # two shapes and training, within 5 minutes on 2 cores
+    python scripts/benchmark.py --quick         # two shapes, 1 and 10 candidates, training: within 5 minutes on 2 cores
     python scripts/benchmark.py --json benchmark.json       # everything, with benchmark.png beside it
     python scripts/benchmark.py --parts sweeps --json benchmark.json    # a part of it, written to the same file
     python scripts/benchmark.py --sentences 10000           # memory and throughput over a long generation
@@ -10,7 +10,9 @@ and cross-attention memory at every step, padded to 512 and 64, fp32, one candid
 clamping), whose outputs are compared with ours in fp32; `transformer` (fairseq's, same widths and layers, beam 5);
 for the part language_models, ddlm_* and `transformer_lm` (fairseq's incremental decoding, one sampled text each).
 ms_per_candidate_step is a reverse step of one candidate of one sentence, without encoding; sentences_per_s is of whole
-generations with --steps steps, encoding included; `peak` is the share of the machine's measured matrix-product rate.
+generations with --steps steps, encoding included; added_mb is the memory that a call takes at most beyond what was held
+before it (of an update the first one: gradients and Adam's states are in it, weights are not); `peak` is the share of
+the machine's matrix-product rate, measured before all else: above 100 % the machine was slower then.
 """
 
 import argparse
@@ -32,9 +34,9 @@ from _language_models import measure_language_models
 from _option_types import count
 from _study import read_rows, refuse_others, write_rows
 from _systems import (
+    AddedMemory,
     Autoregressive,
     Ours,
-    PeakMemory,
     Published,
     Work,
     dictionary_of,
@@ -65,9 +67,9 @@ LONG_RUN = (5, 40, 12, 54, 26)  # source tokens of the batches of a long run, in
 VOCABULARY = {"genie_base": 30522, "genie_small": 8000, "genie_tiny": 1000}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COLUMNS = ("shape", "structure", "dtype", "batch", "candidates", "source", "target", "steps", "encode_ms",
-           "ms_per_candidate_step", "sentences_per_s", "peak_mb", "peak", "faster", "faster_end_to_end", "difference")
-TRAINING_COLUMNS = ("arch", "shape", "structure", "dtype", "batch", "sentences_per_s", "target_tokens_per_s", "peak_mb",
-                    "peak")
+           "ms_per_candidate_step", "sentences_per_s", "added_mb", "peak", "faster", "faster_end_to_end", "difference")
+TRAINING_COLUMNS = ("arch", "shape", "structure", "dtype", "batch", "sentences_per_s", "target_tokens_per_s",
+                    "added_mb", "peak")
 
 
 class Bench:
@@ -104,7 +106,7 @@ class Bench:
 
     def ours(self, shape: str, model, dtype: str, work: Work) -> Dict:
         """A generation, its encoding apart."""
-        system, memory = Ours(model, work), PeakMemory(self.device)
+        system, memory = Ours(model, work), AddedMemory(self.device)
         encode = seconds_of(system.encode, self.device, 0.5)
         memory.start()
         whole = seconds_of(system.generate, self.device)
@@ -113,7 +115,7 @@ class Bench:
             shape=shape, structure="ours", dtype=dtype, batch=work.batch, candidates=work.candidates,
             source=work.source, target=work.target, steps=work.steps, encode_ms=1e3 * encode,
             ms_per_candidate_step=1e3 * (whole - encode) / (sequences * work.steps),
-            sentences_per_s=work.batch / whole, peak_mb=memory.megabytes(),
+            sentences_per_s=work.batch / whole, added_mb=memory.megabytes(),
             peak=self.flops(model, work) / whole / self.peaks[dtype],
         )
 
@@ -126,26 +128,26 @@ class Bench:
     def published(self, shape: str, model, work: Work) -> Dict:
         """Two steps of the published structure, and its outputs against ours after them."""
         checked = work._replace(steps=2)
-        system, memory = Published(model, checked), PeakMemory(self.device)
+        system, memory = Published(model, checked), AddedMemory(self.device)
         memory.start()
         step = seconds_of(system.x0, self.device, repeats=2) / checked.steps
         return self.add(
             shape=shape, structure="published", dtype="fp32", batch=work.batch, candidates=work.candidates,
             source=work.source, target=work.target, steps=work.steps, encode_ms=0.0,
-            ms_per_candidate_step=1e3 * step / work.batch, peak_mb=memory.megabytes(),
+            ms_per_candidate_step=1e3 * step / work.batch, added_mb=memory.megabytes(),
             sentences_per_s=work.batch / (step * work.candidates * work.steps),
             peak=flops_of(system.x0) / (checked.steps * step) / self.peaks["fp32"],
             difference=float((system.ours.x0()[:: work.candidates] - system.x0()).abs().max()),
         )
 
     def transformer(self, shape: str, model, dtype: str, work: Work) -> Dict:
-        system, memory = Autoregressive(model, work), PeakMemory(self.device)
+        system, memory = Autoregressive(model, work), AddedMemory(self.device)
         memory.start()
         whole = seconds_of(system.generate, self.device, repeats=2)
         return self.add(
             shape=shape, structure="transformer", dtype=dtype, batch=work.batch, candidates=1, source=work.source,
             target=work.target, steps=work.target, ms_per_candidate_step=None,
-            sentences_per_s=work.batch / whole, peak_mb=memory.megabytes(),
+            sentences_per_s=work.batch / whole, added_mb=memory.megabytes(),
         )
 
     def shapes(self, names) -> None:
@@ -197,7 +199,7 @@ class Bench:
             for name, system in trainings(arch, work, DTYPES[dtype]):
                 if name == "published" and dtype != "fp32":
                     continue
-                memory = PeakMemory(self.device)
+                memory = AddedMemory(self.device)
                 memory.start()
                 system.update()
                 systems[name], megabytes[name] = system, memory.megabytes()
@@ -207,7 +209,7 @@ class Bench:
                     "part": self.part,
                     "arch": arch, "shape": shape, "structure": name, "dtype": dtype, "batch": batch,
                     "sentences_per_s": batch / seconds, "target_tokens_per_s": batch * target / seconds,
-                    "peak_mb": megabytes[name],
+                    "added_mb": megabytes[name],
                     "peak": flops_of(system.update) / seconds / self.peaks[dtype],
                 })
                 self.bar.update()
@@ -287,7 +289,8 @@ def parts(text: str) -> List[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"shapes {' and '.join(QUICK)} and training only")
+    parser.add_argument("--quick", action="store_true",
+                        help=f"{', '.join(QUICK_PARTS)} only, and of the shapes {' and '.join(QUICK)}")
     parser.add_argument("--parts", type=parts, metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="also write what was measured, beside what the file holds of other parts; and a plot")

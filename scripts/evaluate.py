@@ -10,9 +10,10 @@ Hypotheses are the detokenised D- lines, references the T- lines, sources the S-
 decoded all three with --bpe and --tokenizer. T- and S- lines are what the model saw: cut to its maximum
 length, with <<unk>> for unknown pieces. --references and --sources give the untouched texts instead.
 
-A system of several candidates has these rows: the candidate it prints first, which is the one of the best model score;
-the mean over all; what minimum Bayes risk chooses, by likeness to the other candidates and without the reference; and
-the oracle, which chooses with the reference and is a bound, not a result.
+A system of several candidates has these rows: the candidate it prints first; the one of the best model score, where
+that is another (after --rank-by mbr, or with --pool); the mean over all; what minimum Bayes risk chooses, by likeness
+to the other candidates and without the reference; and the oracle, which chooses with the reference and is a bound, not
+a result.
 """
 
 import argparse
@@ -260,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     model = (read_plain if args.plain else read_generated)(args.generated)
     for path in args.pool:
-        model.candidates.extend(read_system(path, model, not args.references).candidates)
+        model.pool(read_system(path, model, not args.references))
     if args.write_mbr and (len(model.candidates) == 1 or not args.mbr):
         raise UserError("--write-mbr: MBR needs a utility, and several candidates of each sentence (--nbest)")
     evaluation = evaluate_files(args, model)

@@ -46,6 +46,15 @@ def measure(scores: np.ndarray, utilities: List[np.ndarray], subsets: np.ndarray
             "MBR": inside[rows, mbr].mean(axis=0), "oracle": inside[rows, best].mean(axis=0)}
 
 
+def by_model_score(outputs: Outputs) -> List[List[str]]:
+    """The candidates, each sentence's best by model score first: --rank-by mbr prints them in another order."""
+    if outputs.scores is None:
+        return outputs.candidates
+    ranked = [sorted(zip(texts, scores), key=lambda found: -found[1])
+              for texts, scores in zip(zip(*outputs.candidates), zip(*outputs.scores))]
+    return [[text for text, _ in column] for column in zip(*ranked)]
+
+
 def study(outputs: Outputs, references: List[str], counts: List[int], draws: int, seed: int,
           oracle: str = UTILITY) -> Dict[str, Dict]:
     """A row for each number of candidates and each selection; their numbers are means over the draws.
@@ -53,13 +62,14 @@ def study(outputs: Outputs, references: List[str], counts: List[int], draws: int
     Raises:
         UserError: a number that the outputs do not reach.
     """
-    held = len(outputs.candidates)
+    candidates = by_model_score(outputs)
+    held = len(candidates)
     if not 1 <= min(counts) <= max(counts) <= held:
         raise UserError(f"--numbers {','.join(map(str, counts))}: the file has {held} candidate(s) of each sentence; "
                         "generate with --candidates and --nbest of the largest number")
-    found = [rouge_per_sentence(texts, references, MEASURES) for texts in tqdm(outputs.candidates, unit=" candidates")]
+    found = [rouge_per_sentence(texts, references, MEASURES) for texts in tqdm(candidates, unit=" candidates")]
     scores = np.array([[scored[name] for name in MEASURES] for scored in found]).transpose(2, 0, 1)
-    utilities = [pairwise(texts, UTILITY) for texts in zip(*outputs.candidates)]
+    utilities = [pairwise(texts, UTILITY) for texts in zip(*candidates)]
     generator = np.random.default_rng(seed)
     rows = {}
     for size in counts:

@@ -291,6 +291,15 @@ def test_evaluation_as_a_function():
     assert result.rows["ours"]["bleu"] == overlap.bleu(CANDIDATES[0], REFERENCES).score
 
 
+def test_the_best_by_model_score_has_a_row_where_it_is_not_the_first():
+    printed = evaluate.Outputs(CANDIDATES, scores=[[-1.0] * 3, [-1.0, -0.5, -1.0]])
+    row = evaluate.evaluate(printed, REFERENCES, name="ours").rows["ours: best by model score"]
+    texts = [CANDIDATES[0][0], CANDIDATES[1][1], CANDIDATES[0][2]]
+    assert row["bleu"] == overlap.bleu(texts, REFERENCES).score != overlap.bleu(CANDIDATES[0], REFERENCES).score
+    surest = evaluate.Outputs(CANDIDATES, scores=[[-1.0] * 3, [-2.0] * 3])
+    assert "ours: best by model score" not in evaluate.evaluate(surest, REFERENCES, name="ours").rows
+
+
 def test_one_candidate_has_neither_mean_nor_oracle(tmp_path):
     path = write(tmp_path / "g.txt", [line for i in range(3) for line in block(i, candidates=CANDIDATES[:1])])
     assert list(json_of(tmp_path, path)["systems"]) == ["model", "copy of the source", "the reference itself"]

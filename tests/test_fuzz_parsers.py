@@ -65,8 +65,9 @@ def outputs_of(sentences):
         return [line.split("\t", 2 if kind in "HD" else 1)[-1].removesuffix("\r") for line in block if line[0] == kind]
     references = [text for block in sentences for text in texts(block, "T")]
     columns = zip(*(texts(block, "D") for block in sentences))
+    scores = zip(*([float(line.split("\t")[1]) for line in block if line[0] == "D"] for block in sentences))
     return Outputs([list(column) for column in columns], [texts(block, "S")[0] for block in sentences],
-                   references or None)
+                   references or None, [list(column) for column in scores])
 
 
 def merged(folder, paths, *options):

@@ -64,6 +64,13 @@ def test_candidates_are_chosen_by_score_mbr_and_oracle(tmp_path):
     assert (tmp_path / "study.png").stat().st_size > 10000
 
 
+def test_the_model_score_chooses_whatever_was_printed_first():
+    texts = [["a b", "e f g h"], ["a b c d", "e"]]
+    outputs = study_candidates.Outputs(texts, scores=[[-2.0, -1.0], [-1.0, -2.0]])
+    rows = study_candidates.study(outputs, REFERENCES, [2], draws=1, seed=1)
+    assert rows["2 model score"]["rougeL"] == 100
+
+
 def test_a_number_of_candidates_that_was_not_generated_is_refused():
     with pytest.raises(UserError, match=r"--numbers 1,5: the file has 1 candidate"):
         study_candidates.study(study_candidates.Outputs([REFERENCES]), REFERENCES, [1, 5], draws=1, seed=1)
