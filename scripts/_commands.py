@@ -46,15 +46,16 @@ def stop_running() -> None:
         process.terminate()
 
 
-def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line: None, mode: str = "w") -> None:
-    """Run a command with its output in `log`; `follow` sees every line, for a progress bar.
+def run(words: List[str], log: Path, follow: Callable[[str], None] = lambda line: None, mode: str = "w",
+        folder: Path = REPOSITORY) -> None:
+    """Run a command in a folder with its output in `log`; `follow` sees every line, for a progress bar.
 
     Raises:
         CommandFailed: it ended with another status than 0.
     """
     with log.open(mode, buffering=1, encoding="utf-8") as kept:
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                                   cwd=REPOSITORY, env=ENVIRONMENT, preexec_fn=partial(end_with_parent, os.getpid()))
+                                   cwd=folder, env=ENVIRONMENT, preexec_fn=partial(end_with_parent, os.getpid()))
         _running.add(process)
         try:
             for line in process.stdout:

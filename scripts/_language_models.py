@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import torch
+from _data import MASK
 from _systems import LONGEST, AddedMemory, Work, dictionary_of, seconds_of
 from fairseq.data import Dictionary
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
@@ -18,7 +19,6 @@ from diffusion_fairseq.tasks.sampling_config import SamplingConfig
 
 PART = "language_models"
 LENGTHS, STEPS = (16, 32, 64, 128, 256, 512), (20, 50, 200)
-MASK = "<mask>"
 
 
 def masked_dictionary(num_tokens: int) -> Dictionary:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import diversity, model_based, ngram
 
-MASK = "<mask>"  # where a prompt has something to be generated
 # columns of the three tables: title and digits
 LIKELIHOOD = {
     "ar_nll": ("AR-NLL", 3),

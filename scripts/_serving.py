@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Dict, List, Sequence
 
-import anyio
 import uvicorn
 from _playground import Job, Playground
 from starlette.applications import Starlette
@@ -137,18 +136,26 @@ async def asked(request: Request) -> Any:
     # A page of another site can send such a request only if the browser asks first, which is not answered.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "a request must be application/json")
-    body = bytearray()
     try:
-        with anyio.fail_after(SECONDS_TO_SEND):
-            async for part in request.stream():
-                body += part
-                if len(body) > LARGEST_REQUEST:
-                    raise HTTPException(413, f"a request may have {LARGEST_REQUEST // 1024} KiB: shorten the text")
-        return json.loads(body)
-    except TimeoutError:
+        return json.loads(await asyncio.wait_for(body_of(request), SECONDS_TO_SEND))
+    except asyncio.TimeoutError:
         raise HTTPException(408, f"the request did not come within {SECONDS_TO_SEND} seconds") from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "the request is no JSON") from None
+
+
+async def body_of(request: Request) -> bytes:
+    """All that a request sends.
+
+    Raises:
+        HTTPException: it is too large.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_REQUEST:
+            raise HTTPException(413, f"a request may have {LARGEST_REQUEST // 1024} KiB: shorten the text")
+    return bytes(body)
 
 
 async def refusal(_: Request, error: Exception) -> Response:

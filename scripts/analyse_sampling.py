@@ -20,7 +20,7 @@ import _environment  # noqa: F401  says what this Python lacks
 import torch
 import torch.nn.functional as F
 from _checkpoint import add_arguments, add_sampling_arguments, batches, load, load_model, sampling_config
-from _option_types import decimals
+from _option_types import count, decimals
 from _study import named, write_rows
 from tqdm import tqdm
 
@@ -108,7 +108,8 @@ def plot(curves: Dict[str, Dict[str, List[float]]], title_of_lines: str, file: P
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--texts", type=int, default=128, help="the first so many texts of the split (default: 128)")
+    parser.add_argument("--texts", type=count(1), default=128,
+                        help="the first so many texts of the split (default: 128)")
     add_sampling_arguments(parser, steps=100)
     parser.add_argument("--initial-noise-scales", type=decimals, default=[1.0], metavar="A,B", help="default: 1")
     parser.add_argument("--later", nargs="+", default=[], metavar="FILE",

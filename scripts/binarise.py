@@ -15,15 +15,15 @@ import argparse
 import io
 import os
 import shutil
-import subprocess
 import sys
 from itertools import chain, islice
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple
 
 import _environment  # noqa: F401  says what this Python lacks
+import _commands
 import sentencepiece
-from _data import MASK, DataError, check_made_of, keep_made_of, line_counts, removed_on_error, run, utf8_lines
+from _data import MASK, DataError, check_made_of, check_same_length, keep_made_of, removed_on_error, run, utf8_lines
 from tqdm import tqdm
 
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
@@ -48,19 +48,6 @@ def sides_of(text: Path) -> Tuple[str, ...]:
         if not path.stat().st_size:
             raise DataError(f"{path} is empty: prepare the text again")
     return sides
-
-
-def check_parallel(text: Path) -> None:
-    """Refuse sides of unequal length.
-
-    Raises:
-        DataError: naming the first split whose source and target have not as many lines.
-    """
-    for split in SPLITS:
-        counts = line_counts(*(text / f"{split}.{side}" for side in PAIR))
-        if counts[0] != counts[1]:
-            raise DataError(f"{text / split}.{PAIR[0]} has {counts[0]:,} lines, .{PAIR[1]} has {counts[1]:,}: line n "
-                            "of one must belong to line n of the other")
 
 
 def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
@@ -139,11 +126,10 @@ def fairseq_preprocess(folder: Path, options: Sequence[str], log: Path) -> None:
         DataError: the command failed.
     """
     words = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(folder), *options]
-    with log.open("w", encoding="utf-8") as out:
-        status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT).returncode
-    if status:
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise DataError(f"fairseq-preprocess ended with status {status}: {said[-1] if said else 'no word'} (see {log})")
+    try:
+        _commands.run(words, log, folder=Path.cwd())
+    except _commands.CommandFailed as error:
+        raise DataError(f"fairseq-preprocess: {error}") from None
 
 
 def add_mask(dictionary: Path) -> None:
@@ -179,7 +165,9 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
         print(f"  already there: {binary}")
         return binary
     if sides == PAIR:
-        check_parallel(text)
+        for split in SPLITS:
+            check_same_length(*(text / f"{split}.{side}" for side in PAIR),
+                              "line n of one must belong to line n of the other")
     options = ["--workers", str(workers)]
     options += ["--srcdict", str(dictionary)] if dictionary else \
         ["--nwordssrc", str(vocabulary), "--nwordstgt", str(vocabulary)] if words else []

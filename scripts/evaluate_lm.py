@@ -28,12 +28,13 @@ self-BLEU, entropy and Zipf depend on the number of texts and are of as many fro
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 
 import _environment  # noqa: F401  says what this Python lacks
 from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
-from _lm_evaluation import DATA, LIKELIHOOD, MASK, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
+from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
 from _lm_scorer import load_scorer
 from _option_types import count
 from evaluate import TABLES, named_file, titled, write_text
@@ -41,7 +42,9 @@ from evaluate import TABLES, named_file, titled, write_text
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.model_based import BATCH_TOKENS, MAX_TOKENS, check_mauve
 from diffusion_fairseq.metrics.ngram import read_corpus
+from diffusion_fairseq.text.masking import MASKS
 
+GAP = re.compile("|".join(map(re.escape, MASKS)))  # where a prompt has something to be written
 SECTIONS = {"likelihood": LIKELIHOOD, "variety": VARIETY, "all texts": WHOLE}
 
 
@@ -68,8 +71,8 @@ def read_prompts(args: argparse.Namespace, model: Outputs) -> tuple[list[str], l
     lines = model.sources if args.source_prefixes else read_lines(args.prefixes) if args.prefixes else None
     if lines is None:
         return None
-    return ([line.partition(MASK)[0].strip() for line in lines],
-            [line.rpartition(MASK)[2].strip() if MASK in line else "" for line in lines])
+    parts = [GAP.split(line) for line in lines]
+    return [around[0].strip() for around in parts], [around[-1].strip() if around[1:] else "" for around in parts]
 
 
 def read_scoring(args: argparse.Namespace) -> Scoring:
@@ -128,8 +131,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def add_prefixes(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--prefixes", metavar="FILE",
-                       help=f"how the texts begin, a line for each, read up to its first {MASK}: given, not counted; "
-                            f"nor is what stands after the last {MASK}, where a text ends with it")
+                       help=f"how the texts begin, a line for each, read up to its first {' or '.join(MASKS)}: given, "
+                            "not counted; nor is what stands after the last one, where a text ends with it")
     given.add_argument("--source-prefixes", action="store_true", help="the same from the S- lines")
     given.add_argument("--prefix-tokens", type=count(0), default=0, metavar="N",
                        help="AR-NLL does not count the first N of the scorer's tokens of every text")

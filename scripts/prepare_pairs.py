@@ -25,8 +25,8 @@ import _qqp
 from _data import (
     DataError,
     check_made_of,
+    check_same_length,
     keep_made_of,
-    line_counts,
     read_utf8,
     removed_on_error,
     run,
@@ -59,9 +59,7 @@ class Files(NamedTuple):
     def pairs(self, folder: Path, split: str) -> Pairs:
         """The lines of a split's two files, side by side."""
         source, target = (folder / name for name in getattr(self, split))
-        lengths = line_counts(source, target)
-        if lengths[0] != lengths[1]:
-            raise DataError(f"{source} has {lengths[0]} lines and {target} {lengths[1]}: fetch them again")
+        check_same_length(source, target, "fetch them again")
         with source.open("rb") as sources, target.open("rb") as targets:
             yield from zip(utf8_lines(sources, str(source)), utf8_lines(targets, str(target)))
 

@@ -21,7 +21,10 @@ from typing import Dict, List, NamedTuple
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _commands import REPOSITORY, USER_DIR, CommandFailed, fairseq, flat, run
+from fairseq import checkpoint_utils
 from tqdm import tqdm
+
+import diffusion_fairseq  # noqa: F401  lets checkpoints be read safely
 
 
 class Recipe(NamedTuple):
@@ -105,21 +108,30 @@ def train(recipe: Recipe, binary: Path, work: Path, minutes: float) -> Path:
         return averaged
     words = training_command(recipe, binary, folder, "--stop-time-hours", str(minutes / 60))
     form = "  {l_bar}{bar}| {n:.0f}/{total} s, {remaining} left{postfix}"
-    with tqdm(total=round(minutes * 60), unit="s", bar_format=form) as bar:
-        run(words, log, partial(follow_training, bar), mode="a")
+    before = trained_seconds(folder)
+    with tqdm(total=round(minutes * 60), initial=before, unit="s", bar_format=form) as bar:
+        run(words, log, partial(follow_training, bar, before), mode="a")
     run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"), "--ema",
          str(folder / "checkpoint_last.pt"), "--output", str(averaged)], work / "export.log")
     spent.write_text(json.dumps(minutes))
     return averaged
 
 
-def follow_training(bar: tqdm, line: str) -> None:
-    """Move the bar to where a line of fairseq's log says that training is."""
+def trained_seconds(folder: Path) -> float:
+    """How long the training that will be continued has taken so far."""
+    last = folder / "checkpoint_last.pt"
+    if not last.exists():
+        return 0.0
+    return checkpoint_utils.load_checkpoint_to_cpu(str(last))["extra_state"].get("previous_training_time", 0.0)
+
+
+def follow_training(bar: tqdm, before: float, line: str) -> None:
+    """Move the bar to where a line of fairseq's log, whose clock begins after `before` seconds, says training is."""
     _, found, record = line.partition("| train_inner | ")
     if not found:
         return
     record = json.loads(record)
-    bar.n = min(float(record["wall"]), bar.total)
+    bar.n = min(before + float(record["wall"]), bar.total)
     bar.set_postfix(update=record["num_updates"], mse=record["mse"])
 
 

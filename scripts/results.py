@@ -229,14 +229,21 @@ def run_again(name: str) -> None:
         output = REPOSITORY / record["output"]
         printed = output.read_text(encoding="utf-8")
     if plot_of(name).exists():
-        plot = REPOSITORY / record["plot"] if "plot" in record else None
-        if plot is not None and plot.exists():
-            keep_plot(plot, name)
-        else:
-            plot_of(name).unlink()
-            print(f"{plot_of(name)} was of the old table, and is gone: give the new one by --add {name} --plot FILE")
+        replace_plot(name, REPOSITORY / record["plot"] if "plot" in record else None)
     write(name, {**record, **now, "table": lines_of(printed)})
     print(f"{file_of(name)} has the new table: read again whether what is said of it still holds", flush=True)
+
+
+def replace_plot(name: str, plot: Optional[Path]) -> None:
+    """Copy the plot that was drawn anew beside its record; where there is none, or none of use, the old one goes."""
+    try:
+        if plot is None or not plot.exists():
+            raise UserError("no plot was drawn anew")
+        keep_plot(plot, name)
+    except UserError as error:
+        plot_of(name).unlink()
+        print(f"{error}; {plot_of(name)} was of the old table, and is gone: give the new one by --add {name} "
+              "--plot FILE")
 
 
 def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:

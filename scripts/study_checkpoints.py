@@ -226,6 +226,7 @@ def main() -> None:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: make it with scripts/binarise.py")
     arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
+    arguments.bpe_model = arguments.bpe_model and arguments.bpe_model.resolve()
     checkpoints = all_checkpoints(arguments.checkpoints, arguments.system)
     arguments.scorer = None
     if arguments.bertscore:

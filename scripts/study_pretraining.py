@@ -162,6 +162,7 @@ def main() -> None:
         if not origin.file.is_file():
             raise UserError(f"no checkpoint {origin.file}")
     arguments.work = arguments.work.resolve()
+    arguments.bpe_model = arguments.bpe_model and arguments.bpe_model.resolve()
     arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
     prepare_output(arguments)
     keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)},

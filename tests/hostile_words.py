@@ -134,7 +134,7 @@ PREPARERS = {
     "pairs: an empty folder": Case(PAIRS, "HERE/raw has no layout of xsum.*lacks", files({"raw/f": b""})),
     "pairs: not UTF-8": Case(PAIRS, "raw/train.src, line 2: not UTF-8.*0xff.*convert",
                              files(pairs(b"a\nb\xff\n", b"a\nb\n"))),
-    "pairs: unequal": Case(PAIRS, "raw/train.src has 2 lines and HERE/raw/train.tgt 1: fetch",
+    "pairs: unequal": Case(PAIRS, "raw/train.src has 2 lines, HERE/raw/train.tgt has 1: fetch",
                            files(pairs(b"a\nb\n", b"a\n"))),
     "pairs: empty": Case(PAIRS, "train has no pair: fetch", files(pairs(b"", b""))),
     "pairs: spaces only": Case(PAIRS, "train has no pair: fetch", files(pairs(b"  \n\t\n", b" \n \n"))),

@@ -12,6 +12,7 @@ from tiny_scorer import make_scorer, save_scorer
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import diversity, model_based, ngram
+from diffusion_fairseq.text.masking import MASKS
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import _lm_scorer  # noqa: E402
@@ -100,10 +101,11 @@ def test_ar_nll_of_every_row(tmp_path, texts, folder, capsys):
     assert drawn["systems"]["model"]["tokens"] < row["tokens"] + 6 and "texts:2" in drawn["signatures"]["ar-nll"]
 
 
-def test_prefixes_are_given_and_not_counted(tmp_path, folder):
+@pytest.mark.parametrize("mask", MASKS)
+def test_prefixes_are_given_and_not_counted(tmp_path, folder, mask):
     prefixes = ["the cat", "a", "", "we will go now", "a"]
     following = [text[len(prefix) :] for text, prefix in zip(TEXTS, prefixes)]
-    masked = [f"{prefix}<mask> <mask>" for prefix in prefixes]
+    masked = [f"{prefix}{mask} {mask}" for prefix in prefixes]
     whole, rest = write(tmp_path / "whole", TEXTS), write(tmp_path / "rest", following)
     options = ["--scorer", folder, "--train", write(tmp_path / "t", TRAIN)]
     given = ["--plain", "--prefixes", write(tmp_path / "p", masked), *options]

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(DataError, match=r"lacks dev\.tgt"):
         prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
     write(tmp_path / "dev.tgt", ["one", "more"])
-    with pytest.raises(DataError, match="has 1 lines and .* 2"):
+    with pytest.raises(DataError, match="has 1 lines, .* has 2"):
         prepare("xsum", tmp_path, tmp_path / "out", lowercase=False)
     (tmp_path / "dev.tgt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"dev\.tgt, line 1: not UTF-8"):

@@ -9,6 +9,9 @@ import time
 import pytest
 from helpers import REPOSITORY
 
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import quickstart  # noqa: E402, I001
+
 pytestmark = pytest.mark.slow
 
 
@@ -47,3 +50,18 @@ def test_a_bad_budget_is_refused(tmp_path):
     process = start(tmp_path, 0)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 2 and "--minutes must be positive" in errors
+
+
+def test_the_bar_of_a_continued_training_counts_what_was_trained_before():
+    line = '2026-01-01 | INFO | train_inner | {"wall": "%d", "num_updates": 3, "mse": 1}'
+    with quickstart.tqdm(total=60, disable=True) as bar:
+        for wall, place in ((12, 42), (40, 60)):
+            quickstart.follow_training(bar, 30.0, line % wall)
+            assert bar.n == place
+
+
+def test_help_comes_before_any_installation(tmp_path):
+    words = ["bash", REPOSITORY / "scripts/quickstart.sh", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=True)
+    assert done.stdout.startswith("usage: bash scripts/quickstart.sh") and not done.stderr
+    assert all(f"--{option}" in done.stdout for option in ("data", "minutes", "out"))

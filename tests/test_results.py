@@ -89,6 +89,18 @@ def test_a_record_is_made_changed_and_measured_again(folder, capsys):
     assert not (folder / "docs/results/steps.png").exists()
 
 
+def test_a_plot_that_grew_too_large_costs_no_measured_table(folder, capsys):
+    table, plot = folder / "runs/study.txt", folder / "runs/study.png"
+    table.parent.mkdir()
+    table.write_text("4")
+    plot.write_bytes(b"png")
+    made = f"printf 5 >runs/study.txt; truncate -s {results.PLOT_BYTES + 1} runs/study.png"
+    results.main(["--add", "steps", *WORDS, "--command", made, "--table", str(table), "--plot", str(plot)])
+    results.main(["--run", "steps", "--continue"])
+    assert results.read("steps")["table"] == ["5"] and not (folder / "docs/results/steps.png").exists()
+    assert "draw it smaller" in capsys.readouterr().out
+
+
 def test_a_table_of_elsewhere_is_what_the_last_command_prints(folder, tmp_path_factory):
     table = tmp_path_factory.mktemp("elsewhere") / "table.txt"
     table.write_text("2")

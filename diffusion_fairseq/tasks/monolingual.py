@@ -11,11 +11,9 @@ from torch.utils.data import Dataset
 from diffusion_fairseq.data.typed_lines import without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
+from diffusion_fairseq.text.masking import MASKS
 
 logger = logging.getLogger(__name__)
-
-# fairseq's word and BERT's; the first one that a dictionary holds is taken.
-MASKS = ("<mask>", "[MASK]")
 
 
 class MonolingualTask(Seq2SeqDiffusionTask):

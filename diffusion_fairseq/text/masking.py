@@ -10,6 +10,8 @@ from typing import Callable, Dict, List
 import numpy as np
 
 Law = Callable[[int, np.random.Generator], np.ndarray]
+# Words that stand for what is to be written, fairseq's and BERT's; a dictionary's is the first one that it holds.
+MASKS = ("<mask>", "[MASK]")
 MAX_SPANS = 9  # k_max (DDLM, section 3.4)
 
 

@@ -2,6 +2,7 @@
 # How much the candidates of a source differ: a diffusion model's (WORK/generated.txt, which generate.sh of its recipe
 # has written) against as many of the transformer's by beam search, diverse beam search and sampling:
 # bash examples/baselines/diversity.sh runs/xsum [options of fairseq-generate].
+usage="usage: bash $0 WORK [options of fairseq-generate]; WORK holds data-bin, generated.txt and the folder transformer"
 set -- transformer "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/systems.sh"
 number=$(grep -cP '^H-0\t' "$work/generated.txt") || {

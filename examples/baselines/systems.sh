@@ -1,7 +1,7 @@
 # What fairseq's own systems are called and told; read with `source` by train.sh and generate.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 system=${1:-} work=${2:-}
-usage="usage: bash $0 transformer|nat|inat|cmlm|levenshtein|insertion WORK [more options]; WORK holds data-bin"
+usage=${usage:-"usage: bash $0 transformer|nat|inat|cmlm|levenshtein|insertion WORK [more options]; WORK holds data-bin"}
 lengths=(--pred-length-offset --length-loss-factor 0.1)
 case $system in
     transformer) options=(--task translation --arch transformer --criterion label_smoothed_cross_entropy) ;;

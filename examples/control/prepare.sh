@@ -8,8 +8,11 @@ words() { # a text in lower case, a blank on either side of every mark
     tr '[:upper:]' '[:lower:]' <"$1" | sed -E 's/([^[:alnum:][:space:]’-])/ \1 /g; s/ +/ /g; s/^ //'
 }
 for split in train valid test; do
-    { words "$work/pairs/$split.src" && words "$work/pairs/$split.tgt"; } >"$work/text/$split.txt"
-    { sed 's/.*/kjv/' "$work/pairs/$split.src" && sed 's/.*/web/' "$work/pairs/$split.tgt"; } >"$work/text/$split.label"
+    # A line each, not joined by &&: set -e would not see the first of the two fail.
+    words "$work/pairs/$split.src" >"$work/text/$split.txt"
+    words "$work/pairs/$split.tgt" >>"$work/text/$split.txt"
+    sed 's/.*/kjv/' "$work/pairs/$split.src" >"$work/text/$split.label"
+    sed 's/.*/web/' "$work/pairs/$split.tgt" >>"$work/text/$split.label"
 done
 python "$root/scripts/binarise.py" "$work" --words --vocabulary 8000 "$@"
 # The layout of fairseq's sentence_prediction.

@@ -8,6 +8,8 @@ shard=${RANK:-${SLURM_PROCID:-0}} shards=${WORLD_SIZE:-${SLURM_NTASKS:-1}}
 mkdir -p "$OUT"
 file=$OUT/shard$(printf %04d "$shard").txt
 touch "$file"
-# One GPU each, where torchrun does not say so itself.
-[[ -z ${LOCAL_RANK-} ]] || export CUDA_VISIBLE_DEVICES=$LOCAL_RANK
+if [[ ${LOCAL_RANK-} ]]; then # torchrun gives every process all GPUs that it was given: one each, out of those
+    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-}"
+    export CUDA_VISIBLE_DEVICES=${gpus[LOCAL_RANK]-$LOCAL_RANK}
+fi
 fairseq-generate "$@" --num-shards "$shards" --shard-id "$shard" --resume-generation "$file" >>"$file"
