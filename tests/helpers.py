@@ -14,6 +14,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 
 import diffusion_fairseq
+from diffusion_fairseq.denoiser import Denoiser, Rows
 from diffusion_fairseq.diffusion.sampling import sample
 from diffusion_fairseq.diffusion.solvers import SamplerState, ddpm_step
 from diffusion_fairseq.models.config import (
@@ -31,8 +32,9 @@ from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
 from diffusion_fairseq.models.latent_space import LatentSpace
 from diffusion_fairseq.models.presets import DDLM, DIFFUSEQ, DIFFUSION_LM, GENIE, LATENT_CLASSIFIER
 from diffusion_fairseq.modules.conditioned import ConditionalLayerNorm
+from diffusion_fairseq.modules.packing import Packing
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig
-from diffusion_fairseq.text.embedding import clamp_to_tokens
+from diffusion_fairseq.text.lengths import lengths_to_mask
 
 PACKAGE = Path(diffusion_fairseq.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -149,14 +151,15 @@ def make_task(dictionary: Dictionary) -> SimpleNamespace:
 
 def clamped_sampling(model, memory, given):
     """The states of clamped ancestral sampling, variance beta, over the last levels: from a reference file's own
-    start and noises."""
+    start and noises, with estimates clamped as in generation."""
     start = len(given["noises"]) - 1
     levels = [model.schedule.at(torch.tensor(t)) for t in range(start, -2, -1)]
-
-    def denoise(xt, t, previous):
-        return clamp_to_tokens(model.denoise(xt, t, memory), model.embedding.weight)
-
-    state = SamplerState(given[f"x{start}"], None, levels[0])
+    x = given[f"x{start}"]
+    lengths = torch.full(x.shape[:1], x.size(1))
+    rows = Rows(memory, lengths, torch.zeros_like(lengths), Packing.of(lengths_to_mask(lengths, x.size(1))))
+    nothing = torch.zeros(model.embedding.num_embeddings, dtype=torch.bool)
+    denoise = Denoiser(model, rows, forbidden=nothing, clamping_from=torch.tensor(start))
+    state = SamplerState(x, None, levels[0])
     with torch.no_grad():
         return list(sample(partial(ddpm_step, variance="beta"), denoise, state, levels, lambda i: given["noises"][i]))
 
