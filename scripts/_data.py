@@ -136,6 +136,21 @@ def check_same_length(first: Path, second: Path, remedy: str) -> None:
         raise DataError(f"{first} has {one:,} lines, {second} has {other:,}: {remedy}")
 
 
+def least_of_groups(links: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """For each name the least of those that links join it with, directly or by way of others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for one, other in links:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {name: root(name) for name in list(parent)}
+
+
 @contextmanager
 def removed_on_error(*paths: Path) -> Iterator[None]:
     """Remove files that are being written where an error ends that."""

@@ -4,6 +4,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Callable, Iterable, NamedTuple
 
+from _data import least_of_groups
+
 BOILERPLATE_SOURCES = 4     # a paragraph that so many source packages share says nothing of one package
 MIN_SOURCE_WORDS = 15
 MAX_SOURCE_WORDS = 300
@@ -233,18 +235,8 @@ def group_sources(pairs: Iterable[Pair]) -> dict[str, str]:
     for sources in users.values():
         common.update((one, other) for i, one in enumerate(sources) for other in sources[:i])
 
-    parent = {source: source for source in texts}
-
-    def root(source: str) -> str:
-        while parent[source] != source:
-            parent[source] = source = parent[parent[source]]
-        return source
-
-    for (one, other), count in common.items():
-        if count >= COMMON_SHINGLES:
-            low, high = sorted((root(one), root(other)))
-            parent[high] = low
-    return {source: root(source) for source in texts}
+    groups = least_of_groups(pair for pair, count in common.items() if count >= COMMON_SHINGLES)
+    return {source: groups.get(source, source) for source in texts}
 
 
 def synopsis_key(pair: Pair) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
-from _data import DataError, utf8_lines
+from _data import DataError, least_of_groups, utf8_lines
 
 Pairs = Iterator[Tuple[str, str]]
 COLUMNS = ("question1", "question2", "is_duplicate")
@@ -102,15 +102,6 @@ def _duplicates(path: Path, quoted: bool) -> Pairs:
 
 def _groups(pairs: List[Tuple[str, str]]) -> List[str]:
     """For each pair the least question of those that pairs join with it."""
-    parent: Dict[str, str] = {}
-
-    def root(question: str) -> str:
-        while parent.setdefault(question, question) != question:
-            parent[question] = question = parent[parent[question]]
-        return question
-
     keys = [tuple(" ".join(text.lower().split()) for text in pair) for pair in pairs]
-    for one, other in keys:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return [root(one) for one, _ in keys]
+    groups = least_of_groups(keys)
+    return [groups[one] for one, _ in keys]

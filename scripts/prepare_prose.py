@@ -21,6 +21,7 @@ from typing import Iterable, Iterator, NamedTuple
 
 import _environment  # noqa: F401  says what this Python lacks
 from _apt import Apt, deb_members, tar_members
+from _corpus import fraction
 from _data import DataError, progress, run, sha256, write_files
 from _prose import SETS, Source, choose
 from _prose_text import clean, is_prose
@@ -190,8 +191,7 @@ def read_all(chosen: dict[str, Source], archives: Path) -> tuple[list[Document],
 
 def place(document: Document) -> float:
     """A number in [0, 1) that is a function of the names of the document's set and unit alone."""
-    digest = hashlib.blake2b(f"{document.source}\t{document.unit}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+    return fraction(f"{document.source}\t{document.unit}".encode(), purpose=b"")
 
 
 def split(documents: list[Document]) -> dict[str, list[Document]]:
