@@ -9,7 +9,7 @@ def count(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = int(text)
         if number < least:
-            raise argparse.ArgumentTypeError(f"{text}: {least} or more")
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return number
 
     parse.__name__ = "whole number"  # as argparse calls what it is not

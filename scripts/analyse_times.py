@@ -18,6 +18,7 @@ from typing import Dict, NamedTuple
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import add_arguments, batches, load
+from _option_types import count
 from _study import named, write_rows
 from torch import Tensor
 from tqdm import tqdm
@@ -114,13 +115,11 @@ def plot(rows: Dict[str, Dict], times: Tensor, loss: Tensor, file: Path) -> None
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--texts", type=int, default=256, help="the first so many texts of the split (default: 256)")
-    parser.add_argument("--levels", type=int, default=40, help="times at which the loss is measured (default: 40)")
+    parser.add_argument("--texts", type=count(1), default=256,
+                        help="the first so many texts of the split (default: 256)")
+    parser.add_argument("--levels", type=count(3), default=40, help="times at which the loss is measured (default: 40)")
     parser.add_argument("--output", type=Path, default=Path("times"), help="files to write, without ending")
-    arguments = parser.parse_args()
-    if arguments.levels < 3 or arguments.texts < 1:
-        parser.error("--levels must be at least 3, --texts at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:

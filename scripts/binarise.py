@@ -24,6 +24,7 @@ import _environment  # noqa: F401  says what this Python lacks
 import _commands
 import sentencepiece
 from _data import MASK, DataError, check_made_of, check_same_length, keep_made_of, removed_on_error, run, utf8_lines
+from _option_types import count
 from tqdm import tqdm
 
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
@@ -195,7 +196,7 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="DIR", help="folder that holds text/ and gets the rest")
-    parser.add_argument("--vocabulary", type=int, default=30000,
+    parser.add_argument("--vocabulary", type=count(1), default=30000,
                         help="subwords to learn, or words to keep (default: %(default)s)")
     parser.add_argument("--words", action="store_true",
                         help="no subwords: the most frequent words of the training text, as they stand between spaces")
@@ -206,10 +207,9 @@ def main() -> None:
                              "are learned: a given model spells it as it can")
     parser.add_argument("--separate-dictionaries", action="store_true",
                         help="a dictionary for each side, of the subwords it has; for models that do not share them")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=count(1), default=os.cpu_count() or 1,
+                        help="processes (default: all cores)")
     arguments = parser.parse_args()
-    if arguments.workers < 1 or arguments.vocabulary < 1:
-        parser.error("--workers and --vocabulary must be at least 1")
     if not arguments.words and (arguments.dictionary is None) != (arguments.sentencepiece_model is None):
         parser.error("--dictionary and --sentencepiece-model belong together: both come from one pre-training")
     if arguments.words and arguments.sentencepiece_model:

@@ -26,6 +26,7 @@ import _environment  # noqa: F401  says what this Python lacks
 import sentencepiece
 from _data import DataError, check_made_of, keep_made_of, progress, run, sha256, write_files
 from _glue import TASKS, Example, Labelled
+from _option_types import count
 from binarise import encode, encoder_of, fairseq_preprocess
 from prepare_pairs import MADE_OF
 
@@ -129,12 +130,10 @@ def main() -> None:
     add("--dictionary", type=Path, required=True, metavar="FILE", help="dict.txt of the pre-training")
     add("--tasks", type=lambda text: text.split(","), metavar="NAME,...", help=f"of {', '.join(TASKS)} (default: those "
         "that are there)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add("--workers", type=count(1), default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tasks or () if name not in TASKS]:
         parser.error(f"--tasks {','.join(unknown)} is unknown: choose of {', '.join(TASKS)}")
-    if arguments.workers < 1:
-        parser.error("--workers must be at least 1")
     if not arguments.folder.is_dir():
         raise DataError(f"no such folder: {arguments.folder}")
     if not arguments.dictionary.is_file():

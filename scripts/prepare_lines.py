@@ -47,6 +47,7 @@ from _data import (
     utf8_lines,
     write_files,
 )
+from _option_types import count
 from _prose_text import clean
 from _workers import Workers
 from binarise import binarise
@@ -341,7 +342,7 @@ def main() -> None:
     add("set", choices=LAYOUTS, help="which set")
     add("folder", type=Path, help="where its files are")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the recipe, made when absent")
-    add("--vocabulary", type=int, default=10000, help="words to keep, or subwords to learn (default: %(default)s)")
+    add("--vocabulary", type=count(1), default=10000, help="words to keep, or subwords to learn (default: %(default)s)")
     add("--sentencepiece", action="store_true", help="subwords in place of words")
     add("--cased", action="store_true", help="keep capital letters")
     add("--share", type=share, default=1,
@@ -351,12 +352,10 @@ def main() -> None:
         add(f"--{split}", type=share, default=0.01, metavar="SHARE",
             help=f"share of the articles that is {split}, drawn by their text, where the set does not say "
                  "(default: %(default)s)")
-    add("--held-out", type=int, default=2000, metavar="N",
+    add("--held-out", type=count(1), default=2000, metavar="N",
         help="sentences of valid and of test, at most: as many texts are generated (default: %(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add("--workers", type=count(1), default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()
-    if min(arguments.vocabulary, arguments.held_out, arguments.workers) < 1:
-        parser.error("--vocabulary, --held-out and --workers must be at least 1")
     prepare(arguments)
     binarise(arguments.out, arguments.vocabulary, None, None, arguments.workers, words=not arguments.sentencepiece)
 

@@ -15,6 +15,7 @@ from typing import Dict, List, Sequence, Tuple
 import _environment  # noqa: F401  says what this Python lacks
 from _corpus import SPLITS, fraction
 from _data import DataError, check_same_length, run, utf8_lines, write_files
+from _option_types import count
 
 Pair = Tuple[str, str]
 SIDES = ("src", "tgt")
@@ -63,15 +64,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="made when absent; scripts/binarise.py looks for runs/NAME/text")
     for split in ("valid", "test"):
-        parser.add_argument(f"--{split}", type=int, metavar="N",
+        parser.add_argument(f"--{split}", type=count(1), metavar="N",
                             help=f"pairs of {split} (default: a twentieth of all, at most {MOST:,})")
     arguments = parser.parse_args()
     pairs = read_pairs(arguments.source, arguments.target)
     kept = [pair for pair in pairs if all(pair)]
     default = max(1, min(MOST, len(kept) // 20))
     valid, test = (default if wanted is None else wanted for wanted in (arguments.valid, arguments.test))
-    if min(valid, test) < 1:
-        parser.error("--valid and --test must be at least 1")
     found = split_pairs(kept, valid, test)
     write_files(arguments.out, {f"{split}.{side}": [pair[column] for pair in found[split]]
                                 for split in SPLITS for column, side in enumerate(SIDES)})

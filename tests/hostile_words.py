@@ -149,7 +149,7 @@ PREPARERS = {
                                            files({"raw/a.txt": b"\0\1\2 \x1b[2J\n   \n"})),
     "lines: a damaged archive": Case(LINES, "raw/a.txt.gz cannot be unpacked.*fetch", files({"raw/a.txt.gz": b"no"})),
     "lines: a share beyond": Case(f"{LINES} --share 3", "--share: 3 is not above 0"),
-    "lines: no workers": Case(f"{LINES} --workers 0", "--workers must be at least 1"),
+    "lines: no workers": Case(f"{LINES} --workers 0", "argument --workers: must be at least 1, got 0"),
     "corpus: not UTF-8": Case(CORPUS, "raw/a.txt, line 2.*not UTF-8.*convert|--skip-broken",
                               files({"raw/a.txt": b"One two.\nthree \xff\n"})),
     "corpus: missing": Case(CORPUS, "HERE/raw"),

@@ -48,7 +48,7 @@ def test_a_pair_stays_one_line_of_each_side(tmp_path):
 @pytest.mark.parametrize("targets, options, message", [
     (["b"] * 3, (), "a.txt has 4 lines, .*b.txt has 3: line n of one must belong to line n of the other"),
     (["b"] * 4, ("--valid", "3"), "4 different sources are too few, train would be empty"),
-    (["b"] * 4, ("--test", "0"), "--valid and --test must be at least 1"),
+    (["b"] * 4, ("--test", "0"), "argument --test: must be at least 1, got 0"),
 ])
 def test_what_cannot_be_split_is_named_in_one_line(tmp_path, targets, options, message):
     failed = split(tmp_path, ["a", "b", "c", "d"], targets, *options, check=False)
