@@ -58,6 +58,7 @@ OPTIONS = {
     "results below a file": Case(generate("--results-path HERE/f/g"), "--results-path HERE/f/g: HERE/f is no folder",
                                  files({"f": b"x"})),
     **{f"train {options}": Case(train(options), names) for options, names in {
+        "--arch nonesuch": "--arch.*'nonesuch' .choose one of fairseq's, or ddlm_base, .*, genie_tiny, latent_",
         "--arch genie_tinny": "--arch.*invalid choice: 'genie_tinny'.*did you mean genie_tiny",
         "--arch transformer_tiny": "--arch names a model of architecture 'transformer_tiny'.*it takes .*genie",
         "--arch ddlm_tiny --criterion score_interpolation": "pass --task diffusion_lm",

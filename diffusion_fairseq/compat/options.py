@@ -24,6 +24,8 @@ LEAST = {"batch_size": 1, "batch_size_valid": 1, "max_tokens": 1, "max_tokens_va
 LARGEST_SEED = 2**32 - 1  # numpy's
 DICTIONARIES = ("model_overrides", "optimizer_overrides")
 OPTION = re.compile(r"--[\w-]+")
+CHOICES = re.compile(r" \(choose from .*\)$")
+OURS = __name__.partition(".")[0]
 
 
 def report_bad_options() -> None:
@@ -58,7 +60,9 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
         message += f": an option of {' and '.join(owners)}"
     elif meant:
         # Hundreds of names help less than the one that is meant.
-        message = re.sub(r" \(choose from .*\)$", "", message) + f": did you mean {meant}?"
+        message = CHOICES.sub("", message) + f": did you mean {meant}?"
+    elif message.startswith("argument --arch"):
+        message = CHOICES.sub(f" (choose one of fairseq's, or {', '.join(sorted(our_architectures()))})", message)
     sys.stderr.write(f"{parser.prog}: error: {message}\n")
     sys.exit(2)
 
@@ -71,12 +75,17 @@ def owners_of(option: str) -> List[str]:
         return [choice for choice, made in registry.items() if name in getattr(made, "__dataclass_fields__", ())
                 and made.__module__.startswith(origin)]
 
-    ours = __name__.partition(".")[0]
-    models = with_option(MODEL_DATACLASS_REGISTRY, ours)
+    models = with_option(MODEL_DATACLASS_REGISTRY, OURS)
     found = {"--task": with_option(TASK_DATACLASS_REGISTRY),
-             "--arch": [arch for arch, model in ARCH_MODEL_NAME_REGISTRY.items() if model in models and arch != model],
-             "--criterion": with_option(REGISTRIES["criterion"]["dataclass_registry"], ours)}
+             "--arch": [arch for arch in our_architectures() if ARCH_MODEL_NAME_REGISTRY[arch] in models],
+             "--criterion": with_option(REGISTRIES["criterion"]["dataclass_registry"], OURS)}
     return [f"{kind} {', '.join(sorted(known))}" for kind, known in found.items() if known]
+
+
+def our_architectures() -> List[str]:
+    """The choices of --arch that are presets of our models."""
+    return [arch for arch, model in ARCH_MODEL_NAME_REGISTRY.items() if arch != model
+            and getattr(MODEL_DATACLASS_REGISTRY.get(model), "__module__", "").startswith(OURS)]
 
 
 def misspelt(parser: argparse.ArgumentParser, message: str) -> Optional[str]:
