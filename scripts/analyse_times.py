@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_fairseq.diffusion.adaptive import interpolate
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.time_laws import FittedTimes
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.report import text_table
@@ -54,7 +55,7 @@ def linear_fit(x: Tensor, y: Tensor) -> Fit:
 def losses(task, model, times: Tensor, arguments: argparse.Namespace) -> Tensor:
     """The cross-entropy in nats a token at each of the times (n,), float64."""
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(arguments.seed)
+    draws = Draws(torch.Generator(device).manual_seed(arguments.seed))
     objective = Objective(rounding=False, anchor=True)
     found = batches(task.dataset(arguments.subset), arguments.batch_size, arguments.texts)
     sums, count = torch.zeros(len(times), dtype=torch.float64), 0
@@ -62,8 +63,7 @@ def losses(task, model, times: Tensor, arguments: argparse.Namespace) -> Tensor:
         source, target = (tokens.to(device) for tokens in (batch["net_input"]["src_tokens"], batch["target"]))
         for place, t in enumerate(times):
             with torch.inference_mode():
-                parts = model(source, target, t.expand(len(target)).to(device), generator=generator,
-                              objective=objective)
+                parts = model(source, target, t.expand(len(target)).to(device), draws=draws, objective=objective)
             sums[place] += float((parts.anchor_nll.double() * parts.counts).sum())
         count += int(parts.counts.sum())
     return sums / count

@@ -5,9 +5,10 @@
     python scripts/evaluate_bound.py lm-bin --path ddlm.pt --task diffusion_lm --given-positions 0:32
 
 The bound is Kingma et al.'s (2021), of the process that starts from the embeddings themselves: reconstruction of the
-tokens from the cleanest level, the diffusion term, and the prior. It is a mean over --draws times for each text, evenly
-spread over all of them; the standard error is that of the mean over texts. Tokens count with their end of sentence;
-bytes are those of the texts, whose subwords are joined, and a newline each.
+tokens from the cleanest level, the diffusion term, the prior, and -log p of the length where the model predicts one; a
+length that is given (--length-model given) is a condition of the bound. It is a mean over --draws times for each text,
+evenly spread over all of them; the standard error is that of the mean over texts. Tokens count with their end of
+sentence; bytes are those of the texts, whose subwords are joined, and a newline each.
 """
 
 import argparse
@@ -24,19 +25,20 @@ from _option_types import count
 from _trace_page import Spelling
 from tqdm import tqdm
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import FIRST_WORD_PIECE
 from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.models.bound import Bound, nll_bound
 
-TERMS = ("reconstruction", "diffusion", "prior", "total")
+TERMS = ("reconstruction", "diffusion", "prior", "length", "total")
 
 
 def measure(task, model, arguments: argparse.Namespace) -> Dict[str, Dict[str, float]]:
     """Each term's nats a token and its standard error, and the total's bits a byte."""
     texts = task.dataset(arguments.subset)
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(arguments.seed)
+    noise = Draws(torch.Generator(device).manual_seed(arguments.seed))
     u = (torch.randperm(len(texts) * arguments.draws, generator=torch.Generator().manual_seed(arguments.seed)) + 0.5)
     u = (u / len(u)).view(arguments.draws, -1)
     sums = {term: torch.zeros(len(texts), dtype=torch.float64) for term in TERMS}
@@ -49,7 +51,7 @@ def measure(task, model, arguments: argparse.Namespace) -> Dict[str, Dict[str, f
         source, target = (tensor.to(device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
         for draw in u:
             with torch.inference_mode():
-                bound: Bound = nll_bound(model, source, target, draw[rows], generator)
+                bound: Bound = nll_bound(model, source, target, draw[rows], noise)
             for term in TERMS:
                 sums[term][rows] += getattr(bound, term).cpu() / arguments.draws
         tokens_of[rows] = bound.count.cpu()

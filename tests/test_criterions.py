@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from fairseq.logging import metrics
-from helpers import make_dictionary, make_genie, make_sample
+from helpers import make_dictionary, make_diffuseq, make_genie, make_sample
 
 from diffusion_fairseq.criterions.base import draw_timesteps
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.errors import UserError
 
 DICTIONARY = make_dictionary()
@@ -17,7 +18,7 @@ def make_criterion(**options):
 
 
 def parts_of(model, sample, t):
-    return model(sample["net_input"]["src_tokens"], sample["target"], t, generator=torch.Generator().manual_seed(0))
+    return model(sample["net_input"]["src_tokens"], sample["target"], t, draws=Draws(torch.Generator().manual_seed(0)))
 
 
 def terms_of(criterion, model, sample, t):
@@ -158,6 +159,18 @@ def test_the_time_of_a_validated_example_does_not_depend_on_its_batch():
     assert alone == [[together[2]], [together[0]], [together[1]]]
     t, _, _ = draw_timesteps(model.timestep_sampler("uniform"), 4000, torch.device("cpu"), torch.arange(4000))
     assert (torch.bincount(t // 200, minlength=10) - 400).abs().max() <= 2  # of 2000 levels, each tenth as often
+
+
+@pytest.mark.parametrize("make", [make_genie, make_diffuseq], ids=["genie", "diffuseq"])
+def test_the_loss_of_validation_does_not_depend_on_its_batches(make):
+    model, criterion = make(DICTIONARY, self_conditioning=True), make_criterion()
+    sample = make_sample(DICTIONARY, [5, 9, 6, 9, 7])
+    _, _, whole = criterion(model, sample)
+    single = [criterion(model, {**{name: sample[name][row : row + 1] for name in ("id", "target")}, "net_input": {
+        "src_tokens": sample["net_input"]["src_tokens"][row : row + 1]}})[2] for row in range(5)]
+    for name in ("mse", "rounding", "accuracy", "accuracy_x0"):
+        torch.testing.assert_close(sum(log[name] for log in single), whole[name], msg=name)
+    assert len({round(float(log["mse"] / log["sample_size"]), 6) for log in single}) == 5
 
 
 def test_weights_of_the_terms():

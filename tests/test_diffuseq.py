@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.solvers import SOLVERS
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
@@ -157,7 +158,7 @@ def test_the_first_estimate_sees_the_jittered_source_of_its_own_row():
     denoise = model.denoise
     model.denoise = lambda xt, t, memory, *rest: estimated.append((t, memory.embedded)) or denoise(xt, t, memory, *rest)
     parts = model(sample["net_input"]["src_tokens"], sample["target"], torch.arange(12) * 100 + 50,
-                  generator=torch.Generator().manual_seed(0))
+                  draws=Draws(torch.Generator().manual_seed(0)))
     (times, embedded), = estimated
     assert 0 < len(times) < 12
     for time, row in zip(times, embedded):

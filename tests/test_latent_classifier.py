@@ -24,6 +24,7 @@ from diffusion_fairseq.criterions.latent_classification import (
     LatentClassificationConfig,
     LatentClassificationCriterion,
 )
+from diffusion_fairseq.diffusion.noise import Draws, RowDraws
 from diffusion_fairseq.diffusion.process import posterior
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.guidance import ClassifierGuidance
@@ -76,8 +77,8 @@ def test_texts_are_noised_as_in_the_training_of_the_diffusion_model(tmp_path):
     hidden = model.hidden
     model.hidden = lambda xt, *more: seen.append(xt) or hidden(xt, *more)
     t = torch.tensor([300, 1200])
-    model(text, text, t, generator=torch.Generator().manual_seed(3))
-    found = space.noised(text, t, torch.Generator().manual_seed(3))
+    model(text, text, t, draws=Draws(torch.Generator().manual_seed(3)))
+    found = space.noised(text, t, Draws(torch.Generator().manual_seed(3)))
     torch.testing.assert_close(found, seen[0], rtol=1e-6, atol=1e-6)
 
 
@@ -105,7 +106,7 @@ def test_a_checkpoint_is_enough_to_classify(tmp_path):
     save_model(tmp_path / "c.pt", "latent_classifier_tiny", model)
     found = LatentClassifierModel.of_checkpoint(str(tmp_path / "c.pt"))
     text, t = make_sample(DICTIONARY, [6, 4])["target"], torch.tensor([3, 500])
-    xt = model.space.noised(text, t, torch.Generator().manual_seed(1))
+    xt = model.space.noised(text, t, Draws(torch.Generator().manual_seed(1)))
     packing = model.space.modelled(text, PAD)[1]
     assert found.logits(xt, t, packing).equal(model.logits(xt, t, packing))
     assert found.labels == ["bad", "good"] and found.space.dictionary == fingerprint(DICTIONARY)
@@ -118,8 +119,8 @@ def test_a_checkpoint_is_enough_for_the_task_and_refuses_other_labels(data):
     weights, text = model.state_dict(), make_sample(DICTIONARY, [6, 4])["target"]
     found = set_up(data).build_model(options(diffusion_path="deleted.pt"), from_checkpoint=True)
     found.load_state_dict(weights)
-    t, drawn = torch.tensor([3, 500]), torch.Generator
-    assert found.eval()(text, t, drawn().manual_seed(1)).equal(model(text, t, drawn().manual_seed(1)))
+    t, rows = torch.tensor([3, 500]), torch.arange(2)
+    assert found.eval()(text, t, RowDraws(rows)).equal(model(text, t, RowDraws(rows)))
     assert found.space.modelled(text, PAD)[0].shape == (2, 8)
     model.labels = ["b", "a"]
     with pytest.raises(UserError, match="the checkpoint's labels are b, a; the data's a, b"):
@@ -210,7 +211,7 @@ def test_the_loss_does_not_depend_on_padding_and_its_gradient_reaches_every_para
     model = make_classifier(make_lm(), ["a", "b"])
     criterion = LatentClassificationCriterion(LatentClassificationConfig(), task=None)
     xt = {}
-    model.space.noised = lambda tokens, t, generator=None: xt.setdefault(tokens.size(1), torch.nn.functional.pad(
+    model.space.noised = lambda tokens, t, draws: xt.setdefault(tokens.size(1), torch.nn.functional.pad(
         torch.ones(4, 6, 32), (0, 0, 0, tokens.size(1) - 6)))
     short, size, log = criterion(model, sample_of([6, 4, 5, 3]))
     wide, _, _ = criterion(model, sample_of([6, 4, 5, 3], width=9))
@@ -251,7 +252,7 @@ def test_it_learns_labels_best_at_low_noise_and_its_gradient_climbs():
     low = log["accuracy_low_noise"] / log["low_noise"]
     assert low > 0.9 and low > log["accuracy"] / 200 > 0.6
     s, t = (lm.schedule.at(torch.tensor(time)) for time in (20, 25))
-    xt = model.space.noised(tokens, torch.full((200,), 25))
+    xt = model.space.noised(tokens, torch.full((200,), 25), Draws())
     xs, _ = posterior(lm.embed(tokens), xt, s, t)
     packing = Packing((200, 6))
     moved = ClassifierGuidance(model, 1, 10.0, 3, 0.01)(xs, s, t, packing, None)

@@ -7,6 +7,7 @@ import torch
 from helpers import make_ddlm, make_dictionary, make_diffusion_lm, make_genie, make_sample
 
 from diffusion_fairseq.diffusion import likelihood
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.process import posterior
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT, build_schedule
 from diffusion_fairseq.models import base
@@ -47,7 +48,7 @@ def test_with_the_exact_posterior_the_bound_is_the_entropy(make, options):
     target = torch.multinomial(prior, count * length, replacement=True).view(count, length)
     u = (torch.randperm(count) + 0.5) / count
     with torch.no_grad():
-        bound = nll_bound(model, torch.full_like(target, MASK), target, u, torch.Generator().manual_seed(2))
+        bound = nll_bound(model, torch.full_like(target, MASK), target, u, Draws(torch.Generator().manual_seed(2)))
     assert bound.count.eq(length).all()
     per_token = bound.total / length
     error = per_token.std().item() / math.sqrt(count)
@@ -87,7 +88,7 @@ def test_given_tokens_and_padding_do_not_count():
     model = make_ddlm(DICTIONARY)
     target = torch.tensor([[7, 8, 9, 2], [9, 2, DICTIONARY.pad(), DICTIONARY.pad()]])
     source = target.masked_fill(torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]).bool(), MASK)
-    bound = nll_bound(model, source, target, torch.tensor([0.3, 0.8]))
+    bound = nll_bound(model, source, target, torch.tensor([0.3, 0.8]), Draws())
     assert bound.count.tolist() == [2, 1] and torch.isfinite(bound.total).all() and (bound.total > 0).all()
 
 
@@ -96,7 +97,7 @@ def test_the_vocabulary_is_scored_a_few_examples_at_a_time(monkeypatch):
 
     def bound():
         return nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.linspace(0, 0.95, 20),
-                         torch.Generator().manual_seed(0)).total
+                         Draws(torch.Generator().manual_seed(0))).total
 
     whole, sizes, score = bound(), [], likelihood.reconstruction
     monkeypatch.setattr(base, "LOGITS_AT_ONCE", 1)
@@ -108,12 +109,22 @@ def test_the_vocabulary_is_scored_a_few_examples_at_a_time(monkeypatch):
 
 def test_models_with_a_source_have_a_bound():
     model, sample = make_genie(DICTIONARY), make_sample(DICTIONARY, [5, 9])
-    bound = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.3, 0.8]))
+    bound = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.3, 0.8]), Draws())
     assert bound.count.tolist() == [5, 9] and (bound.total > 0).all()
+
+
+def test_a_predicted_length_is_paid_for():
+    model, sample = make_genie(DICTIONARY, length_model="predicted"), make_sample(DICTIONARY, [5, 9])
+    source = sample["net_input"]["src_tokens"]
+    bound = nll_bound(model, source, sample["target"], torch.tensor([0.3, 0.8]), Draws())
+    log = model.length_logits(model.encode(source)).log_softmax(dim=-1)
+    torch.testing.assert_close(bound.length, -log[[0, 1], [5, 9]].double())
+    parts = (bound.reconstruction, bound.diffusion, bound.prior, bound.length)
+    torch.testing.assert_close(bound.total, sum(parts))
 
 
 def test_a_single_level_has_no_diffusion_term():
     model = make_genie(DICTIONARY, diffusion_timesteps=1)
     sample = make_sample(DICTIONARY, [3, 5])
-    found = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.2, 0.7]))
+    found = nll_bound(model, sample["net_input"]["src_tokens"], sample["target"], torch.tensor([0.2, 0.7]), Draws())
     assert found.diffusion.eq(0).all() and found.total.isfinite().all() and found.total.gt(0).all()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.modules.attention import Attention
 from diffusion_fairseq.modules.layers import DenoiserLayer, EncoderLayer
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
@@ -108,7 +109,7 @@ def test_under_autocast_the_pass_after_the_first_estimates_has_its_gradients():
     """Not so on torch 2.4 alone."""
     layer, xt = torch.nn.Linear(4, 4), torch.ones(3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        previous = first_estimates(lambda rows: layer(xt[rows]), xt, 1.0)
+        previous = first_estimates(lambda rows: layer(xt[rows]), xt, 1.0, Draws())
         layer(xt + previous).sum().backward()
     assert layer.weight.grad is not None and layer.bias.grad is not None
 
@@ -134,12 +135,12 @@ def test_self_conditioning_runs_the_chosen_examples_alone_and_without_gradient()
         seen.append(rows)
         return xt[rows] * weight + 1
 
-    previous = first_estimates(estimate, xt, 0.5, torch.Generator().manual_seed(0))
+    previous = first_estimates(estimate, xt, 0.5, Draws(torch.Generator().manual_seed(0)))
     assert not previous.requires_grad and len(seen) == 1 and 70 < len(seen[0]) < 130
     chosen = torch.zeros(200, dtype=torch.bool)
     chosen[seen[0]] = True
     assert previous[chosen].equal(xt[chosen] + 1) and previous[~chosen].eq(0).all()
-    assert first_estimates(estimate, xt, 0.0).eq(0).all() and len(seen) == 1
+    assert first_estimates(estimate, xt, 0.0, Draws()).eq(0).all() and len(seen) == 1
 
 
 def test_with_previous_puts_zeros_where_there_is_none():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffusion_fairseq.diffusion.noise import combine, gaussian_noise, mix, sequence_keys
+from diffusion_fairseq.diffusion.noise import RowDraws, combine, gaussian_noise, mix, sequence_keys
 
 KEYS = torch.tensor([1, -5, 1 << 40])
 
@@ -63,3 +63,13 @@ def test_sequence_keys_depend_on_tokens_order_and_seed():
 def test_combine_separates_numbers():
     keys = combine(KEYS[:, None], torch.arange(1000))
     assert len(keys.unique()) == 3000
+
+
+def test_a_row_draws_the_same_numbers_in_any_batch():
+    like = torch.empty(50, 9, 8)
+    whole, few = RowDraws(torch.arange(50)), RowDraws(torch.tensor([7, 3]))
+    drawn = [(draws.normal(x), draws.uniform(x), draws.normal(x)) for draws, x in ((whole, like), (few, like[:2, :5]))]
+    for together, alone in zip(*drawn):
+        assert together[[7, 3]][:, :5].equal(alone) if together.dim() > 1 else together[[7, 3]].equal(alone)
+    first, coins, second = drawn[0]
+    assert not first.equal(second) and len(coins.unique()) == 50 and 0.35 < coins.mean() < 0.65

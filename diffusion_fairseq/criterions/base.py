@@ -10,6 +10,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from diffusion_fairseq.diffusion.adaptive import AdaptiveSchedule
+from diffusion_fairseq.diffusion.noise import Draws, RowDraws, combine
 from diffusion_fairseq.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformTimesteps
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.bound import even_shares
@@ -17,7 +18,7 @@ from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.text.embedding import embedding_health
 
 HEALTH, HEALTH_COUNT = "embedding_", "_health_count"
-VALIDATION_SEED = 1  # validation draws the same noise at every epoch, so that its losses can be compared
+VALIDATION_SEED = 1  # of the noise in validation, the same at every epoch, so that its losses can be compared
 
 
 @dataclass
@@ -97,9 +98,8 @@ class DiffusionCriterion(FairseqCriterion):
         sampler = model.timestep_sampler(self.cfg.timestep_sampler)
         count = len(target) * (self.cfg.timesteps_per_encoding if model.training else 1)
         validated = None if model.training else sample["id"]
-        t, importance, generator = draw_timesteps(sampler, count, target.device, validated)
-        parts = model(sample["net_input"]["src_tokens"], target, t, generator=generator,
-                      objective=self.objective)
+        t, importance, draws = draw_timesteps(sampler, count, target.device, validated)
+        parts = model(sample["net_input"]["src_tokens"], target, t, draws=draws, objective=self.objective)
         weight = self.position_weights(parts)
         terms = self.terms(parts, t, weight, model.schedule)
         count = weight.sum(dim=1)
@@ -167,17 +167,17 @@ class DiffusionCriterion(FairseqCriterion):
 
 
 def draw_timesteps(sampler: UniformTimesteps, n: int, device: torch.device,
-                   validated: Optional[Tensor]) -> Tuple[Tensor, Tensor, Optional[torch.Generator]]:
-    """n timesteps and their importance weights, and the source of the noise (None: torch's own).
+                   validated: Optional[Tensor]) -> Tuple[Tensor, Tensor, Draws]:
+    """n timesteps and their importance weights, and what the noise is drawn from.
 
     Args:
-        validated: the numbers (n,) of examples of validation, each of which has the same time at every epoch, whatever
-            its batch; they are evenly spread over the split. None: training.
+        validated: the numbers (n,) of examples of validation, each of which has the same time and noise at every
+            epoch, whatever its batch; the times are evenly spread over the split. None: training.
     """
     if validated is None:
-        return *sampler.draw(n, device), None
+        return *sampler.draw(n, device), Draws()
     t = sampler.spread(even_shares(validated, 1)[0]).to(device)
-    return t, torch.ones(n, device=device), torch.Generator(device).manual_seed(VALIDATION_SEED)
+    return t, torch.ones(n, device=device), RowDraws(combine(validated, VALIDATION_SEED))
 
 
 def poisoned(loss: Tensor) -> Tensor:

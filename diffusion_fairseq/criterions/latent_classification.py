@@ -30,9 +30,9 @@ class LatentClassificationCriterion(FairseqCriterion):
         """The loss in nats, the number of texts, and what is logged."""
         target = sample["target"].view(-1)
         sampler = model.timestep_sampler(self.cfg.timestep_sampler)
-        t, importance, generator = draw_timesteps(
+        t, importance, draws = draw_timesteps(
             sampler, len(target), target.device, None if model.training else sample["id"])
-        logits = model(sample["net_input"]["src_tokens"], t, generator=generator)
+        logits = model(sample["net_input"]["src_tokens"], t, draws=draws)
         nll = F.cross_entropy(logits, target, reduction="none")
         if model.training:
             kept = slice(0 if sample.get("ignored") else None)

@@ -5,6 +5,7 @@ may leave or change places in a batch, and nothing crosses between host and devi
 """
 
 import math
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ def sequence_keys(tokens: Tensor, mask: Tensor, seed: int) -> Tensor:
     return combine((scattered * mask).sum(dim=1), seed)
 
 
+def _share(bits: Tensor) -> Tensor:
+    """A number in (0, 1), float32, from the high bits of an int64: 24 fill the mantissa, and a half keeps 0 out."""
+    return (_shift_right(bits, 40).float() + 0.5).mul_(2.0**-24)
+
+
 def gaussian_noise(keys: Tensor, counter: int, length: int, dim: int) -> Tensor:
     """Standard Gaussian noise (B, length, dim), float32; element (b, l, d) depends on (keys[b], counter, l, d) alone.
 
@@ -68,8 +74,38 @@ def gaussian_noise(keys: Tensor, counter: int, length: int, dim: int) -> Tensor:
         raise ValueError(f"noise is drawn in pairs: the latent dimension must be even, got {dim}")
     index = torch.arange(length * dim // 2, device=keys.device, dtype=torch.int64)
     bits = mix(combine(keys, counter)[:, None] + (index + 1) * GOLDEN_GAMMA)
-    # 24 bits fill a float32 mantissa; + 0.5 keeps the logarithm away from zero.
-    radius = (_shift_right(bits, 40).float() + 0.5).mul_(2.0**-24).log_().mul_(-2).sqrt_()
+    radius = _share(bits).log_().mul_(-2).sqrt_()
     angle = (bits & 0xFFFFFF).float().mul_(2 * math.pi * 2.0**-24)
     pair = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
     return pair.view(len(keys), length, dim)
+
+
+class Draws:
+    """The random numbers of a pass over a batch: here torch's, from a generator or, where there is none, its own."""
+
+    def __init__(self, generator: Optional[torch.Generator] = None):
+        self.generator = generator
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard Gaussian noise of the shape (B, L, D) of a tensor, float32."""
+        return torch.randn(like.shape, generator=self.generator, device=like.device)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """A number in [0, 1) for each row (B,) of a tensor."""
+        return torch.rand(len(like), generator=self.generator, device=like.device)
+
+
+class RowDraws(Draws):
+    """Those of each row are a function of its own key (B,) int64: the same whatever batch the row falls in."""
+
+    def __init__(self, keys: Tensor):
+        super().__init__()
+        self.keys, self.drawn = keys, 0
+
+    def normal(self, like: Tensor) -> Tensor:
+        self.drawn += 1
+        return gaussian_noise(self.keys.to(like.device), self.drawn, like.size(1), like.size(2))
+
+    def uniform(self, like: Tensor) -> Tensor:
+        self.drawn += 1
+        return _share(combine(self.keys.to(like.device), self.drawn))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.process import noised_embedding, q_sample, x0_from_eps
 from diffusion_fairseq.errors import UserError, one_of
 from diffusion_fairseq.models.condition import Condition
@@ -124,13 +125,13 @@ class DiffusionModel(Persistent):
         """The empty condition in place of each source (B, S): as many empty tokens."""
         return src_tokens.masked_fill(src_tokens != self.pad, self.empty)
 
-    def drop_conditions(self, src_tokens: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+    def drop_conditions(self, src_tokens: Tensor, draws: Draws) -> Tensor:
         """In training put the empty condition in place of a source (B, S) with the probability of --condition-dropout
         (Ho & Salimans, 2022, algorithm 1)."""
         if not self.training or not self.condition_dropout:
             return src_tokens
-        drawn = torch.rand(len(src_tokens), 1, generator=generator, device=src_tokens.device)
-        return torch.where(drawn < self.condition_dropout, self.without_condition(src_tokens), src_tokens)
+        dropped = draws.uniform(src_tokens) < self.condition_dropout
+        return torch.where(dropped[:, None], self.without_condition(src_tokens), src_tokens)
 
     def network(self, xt: Tensor, t: Tensor, memory: Condition, packing: Packing, previous: Optional[Tensor]) -> Tensor:
         """The network's output (N * B, L, D), in its own dtype."""
@@ -240,10 +241,10 @@ class DiffusionModel(Persistent):
         return F.pad(target, (0, length - target.size(1)), value=self.pad)
 
     def example(self, src_tokens: Tensor, target: Tensor, count: int, objective: Objective,
-                generator: Optional[torch.Generator] = None) -> Example:
+                draws: Draws) -> Example:
         """What of a batch is learned from, in `count` rows: as `forward` takes it."""
         copies, lengths = count // len(src_tokens), (target != self.pad).sum(dim=1)
-        encoded = self.encode(self.drop_conditions(src_tokens, generator))
+        encoded = self.encode(self.drop_conditions(src_tokens, draws))
         memory = self.memory(encoded)
         target = self.modelled_target(self.sequence(encoded, target)).repeat_interleave(copies, dim=0)
         given = memory.given(*target.shape)
@@ -257,8 +258,7 @@ class DiffusionModel(Persistent):
 
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
-        noise: Optional[Tensor] = None, generator: Optional[torch.Generator] = None,
-        objective: Objective = VLB,
+        noise: Optional[Tensor] = None, draws: Optional[Draws] = None, objective: Objective = VLB,
     ) -> TrainingPass:
         """One training pass at the timesteps t (GENIE, eq. 8, 9 and 12).
 
@@ -266,22 +266,20 @@ class DiffusionModel(Persistent):
             src_tokens, target: (B, S) and (B, L') tokens.
             t: (B * k,) int64: k noised copies of each target share the encoding of its source.
             start_noise, noise: (B * k, L, D), the noise of x0 and of xt; drawn where not given.
+            draws: what is drawn from; default: torch's own random numbers.
             objective: what is wanted, and which gradients.
         """
-        example = self.example(src_tokens, target, len(t), objective, generator)
+        draws = draws or Draws()
+        example = self.example(src_tokens, target, len(t), objective, draws)
         target, memory, packing = example.target, example.memory, example.packing
         embedded = self.embed(target)
-
-        def draw() -> Tensor:
-            return torch.randn(embedded.shape, generator=generator, device=embedded.device)
-
         first, level = (self.schedule.at(times).cut(target.size(1)) for times in (torch.zeros_like(t), t))
-        x0 = noised_embedding(embedded, first, draw() if start_noise is None else start_noise)
-        noise = draw() if noise is None else noise
+        x0 = noised_embedding(embedded, first, draws.normal(embedded) if start_noise is None else start_noise)
+        noise = draws.normal(embedded) if noise is None else noise
         if self.training and self.jitters_given:
             memory = memory._replace(embedded=x0)
         xt = q_sample(objective.through("input", x0), level, noise)
-        previous = self.previous(xt, t, example._replace(memory=memory), generator)
+        previous = self.previous(xt, t, example._replace(memory=memory), draws)
         output = self.network(xt, t, memory, packing, previous).float()
         pred_x0 = self.to_x0(output, xt, t)
 
@@ -303,8 +301,7 @@ class DiffusionModel(Persistent):
             lengths=example.lengths,
         )
 
-    def previous(self, xt: Tensor, t: Tensor, example: Example,
-                 generator: Optional[torch.Generator] = None) -> Optional[Tensor]:
+    def previous(self, xt: Tensor, t: Tensor, example: Example, draws: Draws) -> Optional[Tensor]:
         """What the network is fed as its previous estimate (B, L, D) in training; None without self-conditioning."""
         if not self.self_conditioning:
             return None
@@ -315,7 +312,7 @@ class DiffusionModel(Persistent):
                 memory = memory._replace(embedded=example.memory.embedded[rows])
             return self.denoise(xt[rows], t[rows], memory, example.packing.select(rows))
 
-        return first_estimates(estimate, xt.detach(), SELF_CONDITIONING_RATE, generator)
+        return first_estimates(estimate, xt.detach(), SELF_CONDITIONING_RATE, draws)
 
     def sequence(self, encoded: Condition, target: Tensor) -> Tensor:
         """What is denoised (B, L) for a target (B, L'): by default itself."""

@@ -1,12 +1,14 @@
 """How likely a model finds a text: an upper bound on its negative log-likelihood, by Monte Carlo."""
 
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_fairseq.diffusion import likelihood
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.schedules import NoiseLevel, SigmaEqualsT
 from diffusion_fairseq.models.base import VLB, DiffusionModel, in_chunks
@@ -17,17 +19,19 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Bound(NamedTuple):
-    """Terms in nats of each example (B,), summed over its counted positions, and the count (B,) of those."""
+    """Terms in nats of each example (B,), summed over its counted positions, -log p of its length where the model
+    predicts one (else 0: padding is text, or the length is given), and the count (B,) of the positions."""
 
     reconstruction: Tensor
     diffusion: Tensor
     prior: Tensor
+    length: Tensor
     count: Tensor
 
     @property
     def total(self) -> Tensor:
         """The bound on -log p of each example (B,), in nats."""
-        return self.reconstruction + self.diffusion + self.prior
+        return self.reconstruction + self.diffusion + self.prior + self.length
 
 
 def even_shares(numbers: Tensor, draws: int) -> Tensor:
@@ -38,7 +42,7 @@ def even_shares(numbers: Tensor, draws: int) -> Tensor:
 
 
 def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tensor,
-              generator: Optional[torch.Generator] = None) -> Bound:
+              draws: Draws) -> Bound:
     """One draw of the bound for each example.
 
     The process starts from the embeddings themselves, whatever noise training adds to them first: any denoiser gives a
@@ -47,14 +51,13 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
     Args:
         src_tokens, target: (B, S) and (B, L) tokens.
         u: (B,) in [0, 1), which times are drawn: evenly spread ones over all draws make the mean sure.
-        generator: of the noise.
+        draws: of the noise.
     """
-    example = model.example(src_tokens, target, len(src_tokens), VLB, generator)
+    example = model.example(src_tokens, target, len(src_tokens), VLB, draws)
     x0, weight = model.embed(example.target), example.counts.double()
 
     def noised(level: NoiseLevel) -> Tensor:
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        return q_sample(x0, level.cut(x0.size(1)), noise)
+        return q_sample(x0, level.cut(x0.size(1)), draws.normal(x0))
 
     first, last = _ends(model, x0)
     search = model.nearest_search(torch.zeros(model.embedding.num_embeddings, dtype=torch.bool, device=x0.device))
@@ -69,7 +72,10 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
     reconstruction = in_chunks(cleanest, len(search.bias) * x0.size(1), noised(first), example.target, alignment=1)
     diffusion = _diffusion(model, example, x0, u.to(x0.device), noised)
     terms = (reconstruction, diffusion, likelihood.prior(x0, last.cut(x0.size(1))))
-    return Bound(*((term * weight).sum(dim=1) for term in terms), weight.sum(dim=1))
+    length = x0.new_zeros(len(x0), dtype=torch.float64)
+    if model.length_model == "predicted":
+        length = F.cross_entropy(model.length_logits(example.encoded).double(), example.lengths, reduction="none")
+    return Bound(*((term * weight).sum(dim=1) for term in terms), length, weight.sum(dim=1))
 
 
 def _ends(model: DiffusionModel, x0: Tensor):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.process import q_sample
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
 from diffusion_fairseq.models.base import VLB, in_chunks
@@ -84,17 +85,18 @@ class DDLMModel(DDLMEncoder, PromptModel):
 
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
-        noise: Optional[Tensor] = None, generator: Optional[torch.Generator] = None, objective: Objective = VLB,
+        noise: Optional[Tensor] = None, draws: Optional[Draws] = None, objective: Objective = VLB,
     ) -> TrainingPass:
         """One training pass at times t (B,): as the other models', without noise of x_0 and rounding; anchor_nll is
         the cross-entropy of the predicted tokens."""
-        example = self.example(src_tokens, target, len(t), objective, generator)
+        draws = draws or Draws()
+        example = self.example(src_tokens, target, len(t), objective, draws)
         memory, packing = example.memory, example.packing
         embedded = self.embed(example.target)
         if noise is None:
-            noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
+            noise = draws.normal(embedded)
         xt = q_sample(objective.through("input", embedded), self.schedule.at(t), noise)
-        previous = self.previous(xt, t, example, generator)
+        previous = self.previous(xt, t, example, draws)
         hidden = packing.unpack(self.network(xt, t, memory, packing, previous))
         scored = Packing.of(example.modelled)
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Dict, List, Optional
 
-import torch
 from torch import Tensor, nn
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import LatentClassifierConfig, TransformerSizes
 from diffusion_fairseq.models.latent_encoder import LatentEncoder
@@ -111,10 +111,10 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
         """Longest text, in tokens."""
         return self.space.longest
 
-    def forward(self, src_tokens: Tensor, t: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
-        """Scores (B, labels) of texts (B, L) at times t (B,), with noise drawn from the generator."""
+    def forward(self, src_tokens: Tensor, t: Tensor, draws: Optional[Draws] = None) -> Tensor:
+        """Scores (B, labels) of texts (B, L) at times t (B,), with noise from `draws`; default: torch's own."""
         tokens, packing = self.space.modelled(src_tokens, self.pad)
-        return self.logits(self.space.noised(tokens, t, generator), t, packing)
+        return self.logits(self.space.noised(tokens, t, draws or Draws()), t, packing)
 
     def logits(self, xt: Tensor, t: Tensor, packing: Packing) -> Tensor:
         """Scores (R, labels) of x_t (R, L, D) at times t (R,) or (), float32."""

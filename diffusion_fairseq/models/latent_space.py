@@ -9,6 +9,7 @@ from fairseq import checkpoint_utils
 from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.position_schedule import PositionSchedule, Tables
 from diffusion_fairseq.diffusion.process import noised_embedding, q_sample
 from diffusion_fairseq.diffusion.schedules import SigmaEqualsT
@@ -80,15 +81,12 @@ class LatentSpace(Tables):
         tokens = F.pad(tokens, (0, max(0, min(wanted, self.longest) - tokens.size(1))), value=pad)
         return tokens, Packing(tuple(tokens.shape))
 
-    def noised(self, tokens: Tensor, t: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+    def noised(self, tokens: Tensor, t: Tensor, draws: Draws) -> Tensor:
         """x_t (B, L, D) of texts (B, L) at times t (B,), drawn as in the training of the diffusion model."""
         embedded = F.embedding(tokens, self.embedding)
         first, level = (self.schedule.at(times).cut(tokens.size(1)) for times in (torch.zeros_like(t), t))
-
-        def draw() -> Tensor:
-            return torch.randn(embedded.shape, generator=generator, device=embedded.device)
-
-        return q_sample(noised_embedding(embedded, first, draw()), level, draw())
+        x0 = noised_embedding(embedded, first, draws.normal(embedded))
+        return q_sample(x0, level, draws.normal(embedded))
 
     def check_belongs(self, model: DiffusionModel, name: str) -> None:
         """Refuse a diffusion model with another space.

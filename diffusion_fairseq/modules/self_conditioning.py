@@ -5,6 +5,7 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.modules.half_precision import bounded
 
 
@@ -14,7 +15,7 @@ def with_previous(x: Tensor, previous: Optional[Tensor]) -> Tensor:
 
 
 def first_estimates(
-    estimate: Callable[[Tensor], Tensor], xt: Tensor, rate: float, generator: Optional[torch.Generator] = None
+    estimate: Callable[[Tensor], Tensor], xt: Tensor, rate: float, draws: Draws
 ) -> Tensor:
     """What training feeds as the previous estimate: for a share `rate` of the examples the network's own first
     estimate without gradient, for the others zeros.
@@ -23,7 +24,7 @@ def first_estimates(
         estimate: row indices (n,) -> estimates of x_0 (n, L, D); called for the chosen rows alone.
         xt: (B, L, D).
     """
-    chosen = torch.rand(len(xt), generator=generator, device=xt.device) < rate
+    chosen = draws.uniform(xt) < rate
     previous = torch.zeros_like(xt)
     rows = chosen.nonzero().squeeze(1)
     if len(rows):

@@ -8,6 +8,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 
+from diffusion_fairseq.diffusion.noise import RowDraws
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.bound import even_shares, nll_bound
@@ -41,13 +42,13 @@ def check_eval_bound(cfg: EvalBoundConfig) -> None:
 def bound_sums(model: DiffusionModel, sample: Dict[str, Any], draws: int) -> Dict[str, Tensor]:
     """The bound in nats of a batch and the tokens that it counts, both summed over its examples and draws.
 
-    An example's times depend on its number alone, the noise on the batch's first one: both are the same at every
-    validation and in every process.
+    An example's times and noise depend on its number alone: they are the same at every validation, in every batch and
+    in every process.
     """
     source, target = sample["net_input"]["src_tokens"], sample["target"]
-    generator = torch.Generator(target.device).manual_seed(int(sample["id"][0]))
+    noise = RowDraws(sample["id"])
     with torch.no_grad():
-        found = [nll_bound(model, source, target, u, generator) for u in even_shares(sample["id"], draws)]
+        found = [nll_bound(model, source, target, u, noise) for u in even_shares(sample["id"], draws)]
     return {NATS: sum(bound.total.sum() for bound in found), TOKENS: sum(bound.count.sum() for bound in found)}
 
 
