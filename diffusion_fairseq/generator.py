@@ -309,7 +309,8 @@ class DiffusionGenerator:
         tokens, scores, steps = drafts.tokens.cpu(), drafts.scores.cpu(), drafts.steps.tolist()
         history = None if drafts.history is None else drafts.history.cpu()
         given = rows.memory.given(*drafts.tokens.shape)
-        words = None if given is None else given.cpu() & ~self._ends(tokens)
+        written = torch.ones_like(tokens, dtype=torch.bool) if given is None else ~given.cpu()
+        words = None if given is None else ~written & ~self._ends(tokens)
         begins = rows.memory.begins(len(tokens)).tolist()
         hypotheses = []
         for row, (begin, end) in enumerate(zip(begins, rows.lengths.tolist())):
@@ -320,10 +321,12 @@ class DiffusionGenerator:
                 text, begin, least = slice(0, end), 0, begin
             kept = self._kept(tokens[row, text], least)
             positional = scores[row, begin : begin + kept].clone()
+            # Given tokens count neither as sure nor as tokens.
+            own = written[row, begin : begin + kept].sum().clamp(min=1)
             past = [] if history is None else history[: steps[row], row, text]
             hypotheses.append({
                 "tokens": self._ended(tokens[row, begin : begin + kept]), "positional_scores": positional,
-                "score": float(positional.mean()), "attention": None, "alignment": None, "steps": steps[row],
+                "score": float(positional.sum() / own), "attention": None, "alignment": None, "steps": steps[row],
                 "history": [{"tokens": self._ended(step[: self._kept(step, least)])} for step in past],
             })
         return hypotheses

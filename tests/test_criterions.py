@@ -1,14 +1,18 @@
 import copy
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq.logging import metrics
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from helpers import make_dictionary, make_diffuseq, make_genie, make_sample
 
 from diffusion_fairseq.criterions.base import draw_timesteps
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.tasks.updates import SharedUpdates, finite_gradient
 
 DICTIONARY = make_dictionary()
 
@@ -191,6 +195,31 @@ def test_loss_aware_sampler_learns_from_training_alone():
     criterion(model, {**sample, "ignored": True})
     model.end_update()
     assert model.timesteps.counts.sum() == 3
+
+
+class Overflowing(AMPOptimizer):
+    """What --amp hands over: it steps only where no gradient overflowed, and the host then tries again."""
+
+    def __init__(self, model):
+        self.model, self.stepped = model, 0
+
+    def step(self, *args, **kwargs):
+        self.stepped += finite_gradient(self.model)
+
+    supports_step_with_scale = supports_groups = False
+
+
+def test_of_an_update_that_overflowed_under_amp_nothing_is_learned():
+    model, task = make_genie(DICTIONARY).train(), SharedUpdates(SimpleNamespace(seed=1))
+    criterion, sample = make_criterion(timestep_sampler="loss-second-moment"), make_sample(DICTIONARY, [5, 9, 6])
+    optimizer = Overflowing(model)
+    optimizer.backward = lambda loss: (loss * optimizer.scale).backward()
+    for optimizer.scale, learned in ((math.inf, 0), (1.0, 3)):
+        model.zero_grad()
+        task.train_step(sample, model, criterion, optimizer, update_num=0)
+        task.optimizer_step(optimizer, model, update_num=0)
+        assert model.timesteps.counts.sum() == learned
+    assert optimizer.stepped == 1
 
 
 def test_unknown_timestep_sampler_is_one_line():

@@ -183,6 +183,7 @@ def test_the_score_of_a_text_is_the_probability_that_the_model_gives_its_tokens(
     expected = logits.log_softmax(dim=-1)[torch.arange(7), found["tokens"]]
     given = torch.tensor([True, True, False, False, False, False, True])
     torch.testing.assert_close(found["positional_scores"], expected.masked_fill(given, 0.0))
+    assert found["score"] == pytest.approx(expected[~given].mean().item(), rel=1e-5)
     assert found["score"] < -1
 
 

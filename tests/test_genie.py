@@ -128,6 +128,7 @@ def test_scores_in_half_precision_are_finite_where_an_estimate_has_no_bound():
     exact = model.token_nll(x, tokens)
     assert F.linear(x.half(), model.vectors.half()).isinf().any()
     assert model.half().token_nll(x, tokens).isfinite().all() and exact.isfinite().all()
+    assert model.round_logits(x).isfinite().all() and model.entropy(x.view(-1, x.size(-1))).isfinite().all()
 
 
 @pytest.mark.parametrize("length_model", ["predicted", "fixed"])

@@ -175,10 +175,10 @@ def test_sources_are_dropped_at_the_rate_that_was_asked_for(kind, empty):
     assert abs(dropped.float().mean() - 0.3) < 0.03
     assert (draws[0][dropped] == torch.tensor(empty)).all() and draws[0][~dropped].equal(tokens[~dropped])
     model.eval()
-    assert model.drop_conditions(tokens) is tokens
+    assert model.drop_conditions(tokens, Draws()) is tokens
     off = make(kind, condition_dropout=0.0).train()
     state = torch.get_rng_state()
-    assert off.drop_conditions(tokens) is tokens and state.equal(torch.get_rng_state())
+    assert off.drop_conditions(tokens, Draws()) is tokens and state.equal(torch.get_rng_state())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -306,6 +306,8 @@ def test_what_the_task_cannot_serve_is_refused_in_one_line(data, tmp_path):
         (lambda: task.build_model(options(diffusion_path=str(tmp_path / "lm.pt"))), "lm.pt was trained with another"),
         (lambda: task.build_model(options()), "--diffusion-path is needed"),
         (lambda: task.build_model(options(diffusion_path=str(tmp_path / "no.pt"))), "no.pt cannot be read"),
+        (lambda: task.build_criterion(OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})),
+         "--criterion cross_entropy is not of this task: give --criterion latent_classification"),
         (lambda: task.build_model(OmegaConf.create({"_name": "genie_tiny"})), "a latent_classifier, not 'genie_tiny'"),
         (lambda: LatentClassifierModel.build_model(options(), no_task), "pass --task latent_classification"),
         (lambda: task.load_dataset("valid"), "no .*input0/valid.idx: binarise that split"),

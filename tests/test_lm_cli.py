@@ -225,11 +225,22 @@ def test_fine_tuning_at_another_length(work, tmp_path):
     assert "weights of other lengths taken over: positions.weight 16 -> 24" in log and max(losses(log)) == 4
 
 
+@pytest.mark.parametrize("command, options, message", [
+    ("interactive", ["--given-positions", "0:1"], "--given-positions is of the texts of a split: put a mask token"),
+    ("eval_lm", [], "fairseq-eval-lm scores from left to right.*evaluate_bound.py"),
+])
+def test_commands_refuse_what_they_cannot_do_with_a_language_model(work, command, options, message):
+    done = run_module(command, work / "bin", *TASK, "--path", checkpoint(work), "--cpu", *options, stdin="a\n",
+                      check=False)
+    one_line_error(done, message)
+
+
 @pytest.mark.parametrize("options, message", [
     (["--given-positions", "3"], "--given-positions: '3' are no positions"),
     (["--prompt-length", "17"], r"--prompt-length must be from 2 to --tokens-per-sample \(16\), got 17"),
     (["--prompt-length", "20", "--tokens-per-sample", "64"], "--prompt-length 20 exceeds the 16 positions"),
     (["--diffusion-steps", "2001"], "--diffusion-steps 2001 exceeds the 2000"),
+    (["--max-len-b", "4"], "--max-len-a, --max-len-b: this model writes as many tokens as its prompt has places"),
     (["--length-beam", "2"], "--length-beam needs a model trained with --length-model predicted"),
     (["--gen-subset", "holdout"], "holds no holdout"),
     (["--task", "seq2seq_diffusion", "--source-lang", "src"], "holds no pair of languages"),

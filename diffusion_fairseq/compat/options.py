@@ -128,14 +128,17 @@ def check(given: Dict[str, Any]) -> None:
                         "larger buffer, or smaller batches")
     if given.get("results_path") is not None:
         check_folder("--results-path", given["results_path"])
+        if (number(given.get("num_shards")) or 1) > 1:
+            raise UserError("--results-path: all shards would write the same file; leave it out and send what each "
+                            "prints to a file of its own")
     if given.get("log_file") is not None:
         check_folder("--log-file", os.path.dirname(given["log_file"]) or ".")
-    if given.get("post_process") is not None:
+    for name in ("post_process", "eval_rouge_remove_bpe", "eval_bleu_remove_bpe"):
         try:
-            data_utils.post_process("", given["post_process"])
+            data_utils.post_process("", given.get(name))
         except NotImplementedError:
-            raise UserError(f"--post-process {given['post_process']!r} is unknown: choose sentencepiece, wordpiece, "
-                            "subword_nmt, letter or none") from None
+            raise UserError(f"{flag(name)} {given[name]!r} is unknown: choose sentencepiece, wordpiece, subword_nmt, "
+                            "letter or none") from None
 
 
 def number(value: Any) -> Optional[float]:

@@ -5,11 +5,12 @@ from importlib.util import find_spec
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.configs import DistributedTrainingConfig, FairseqConfig
 from fairseq.distributed import utils as distributed
 from fairseq.file_io import PathManager
 
-from diffusion_fairseq.compat.options import flag
+from diffusion_fairseq.compat.options import OURS, flag
 from diffusion_fairseq.compat.patching import replace, replace_in_command
 from diffusion_fairseq.errors import UserError
 
@@ -56,6 +57,8 @@ def check_training(cfg: FairseqConfig) -> None:
         values = cfg.optimization[name]
         if not all(value >= least for value in values):
             raise UserError(f"{flag(name)} must be at least {least}, got {','.join(f'{value:g}' for value in values)}")
+    if cfg.optimization.sentence_avg and CRITERION_REGISTRY[cfg.criterion._name].__module__.startswith(OURS):
+        raise UserError("--sentence-avg: the losses of diffusion are means over positions; leave it out")
     for name in ("fp16", "amp"):
         if cfg.common[name] and (cfg.common.cpu or not torch.cuda.is_available()):
             raise UserError(f"--{name} needs a GPU: take --bf16, or leave it out")

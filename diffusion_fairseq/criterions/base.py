@@ -1,5 +1,6 @@
 """What the criterions of diffusion models share: drawing t, counting, logging each term under its own name."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -71,6 +72,9 @@ class DiffusionCriterion(FairseqCriterion):
         super().__init__(task)
         if cfg.timesteps_per_encoding < 1:
             raise UserError(f"--timesteps-per-encoding must be at least 1, got {cfg.timesteps_per_encoding}")
+        for name in (name for name in dir(cfg) if name.endswith("_weight")):
+            if not 0 <= getattr(cfg, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(cfg, name)}")
         self.cfg, self.skips_bad_batches = cfg, cfg.skip_bad_batches
         self.objective = Objective(given=cfg.given_in_loss)
         # Of the embeddings as they were at their last update: validation has many batches and one table.

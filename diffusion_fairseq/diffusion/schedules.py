@@ -75,7 +75,9 @@ def trunc_lin_betas(num_timesteps: int, gamma: float) -> Tensor:
 
 
 def pw_lin_betas(num_timesteps: int, gamma: float) -> Tensor:
-    """Piece-wise linear (Stabilizing Diffusion LMs, section 3): 10 falling betas, then the linear schedule."""
+    """Piece-wise linear: 10 falling betas, then the linear schedule, as in the code of "Stabilizing Diffusion LMs".
+    Its equation (section 4.1) has the second piece begin 0.01 higher, which leaves no signal after half of the steps.
+    """
     head = min(10, num_timesteps - 1)
     falling = _linspace(gamma * 1e-4 + 0.01, gamma * 1e-4, head)
     return torch.cat([falling, linear_betas(num_timesteps - head, gamma)])

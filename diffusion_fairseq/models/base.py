@@ -86,6 +86,8 @@ class DiffusionModel(Persistent):
         self.length_model = one_of("--length-model", cfg.length_model, self.LENGTH_MODELS)
         self.self_conditioning = cfg.self_conditioning
         self.length_margin = cfg.length_margin
+        if cfg.length_margin < 0:
+            raise UserError(f"--length-margin must be at least 0, got {cfg.length_margin}")
         if not 0 <= cfg.condition_dropout < 1:
             raise UserError(f"--condition-dropout must be at least 0 and less than 1, got {cfg.condition_dropout}")
         self.condition_dropout = cfg.condition_dropout
@@ -184,7 +186,7 @@ class DiffusionModel(Persistent):
 
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
-        return F.linear(x.to(self.vectors.dtype), self.vectors, self.rounding_bias)
+        return F.linear(bounded(x, self.vectors.dtype), self.vectors, self.rounding_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (n, V) float32 of p(token | x_t, t): here of what the estimates of x0 (n, D) round to."""

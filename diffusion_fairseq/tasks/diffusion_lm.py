@@ -138,6 +138,9 @@ class DiffusionLMTask(MonolingualTask):
         """Typed lines as prompts, for fairseq-interactive: those without a mask token are continued."""
         cfg = self.cfg
         self.check_typed(src_tokens)
+        if cfg.given_positions is not None:
+            raise UserError("--given-positions is of the texts of a split: put a mask token into what is typed "
+                            "wherever one is to be written")
         src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
         length = cfg.prompt_length or cfg.tokens_per_sample
         prompts = [tokens if (tokens == self.mask).any() else
@@ -158,6 +161,15 @@ class DiffusionLMTask(MonolingualTask):
         left = "" if (kept == self.mask).any() else ", and nothing is left to write"
         logger.warning(f"input: a line of {len(prompt)} tokens cut to {longest} (--tokens-per-sample){left}")
         return kept
+
+    def eval_lm_dataloader(self, *args, **kwargs):
+        """What fairseq-eval-lm asks for.
+
+        Raises:
+            UserError: always: there are no probabilities from left to right.
+        """
+        raise UserError("fairseq-eval-lm scores from left to right, which a diffusion model does not: scripts/"
+                        "evaluate_bound.py, or fairseq-validate --eval-bound 1, gives a bound on the likelihood")
 
     def valid_step(self, sample, model, criterion):
         if sample["target"] is None:

@@ -12,6 +12,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II, OmegaConf
 
+from diffusion_fairseq.criterions.latent_classification import LatentClassificationCriterion
 from diffusion_fairseq.data.filler import is_filler
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.latent_classifier import LatentClassifierModel
@@ -115,6 +116,17 @@ class LatentClassificationTask(SharedUpdates):
             raise UserError("--diffusion-path is needed: the checkpoint of the model whose text is to be led")
         self.model = super().build_model(cfg, from_checkpoint)
         return self.model
+
+    def build_criterion(self, cfg, *args, **kwargs) -> LatentClassificationCriterion:
+        """As fairseq's.
+
+        Raises:
+            UserError: cfg names a criterion of other models.
+        """
+        criterion = super().build_criterion(cfg, *args, **kwargs)
+        if not isinstance(criterion, LatentClassificationCriterion):
+            raise UserError(f"--criterion {cfg._name} is not of this task: give --criterion latent_classification")
+        return criterion
 
     def check_space(self, space: LatentSpace, path: str) -> None:
         """Refuse the space of a diffusion model with another dictionary than the texts'.

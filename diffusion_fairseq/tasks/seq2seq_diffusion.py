@@ -43,8 +43,12 @@ UNKNOWN_PIECES = 0.1
 # Options of fairseq's generation from left to right, which would change nothing here.
 UNSERVED = ("sampling", "sampling_topk", "sampling_topp", "score_reference", "prefix_size", "constraints",
             "print_alignment", "replace_unk", "lm_path", "no_repeat_ngram_size", "diverse_beam_groups",
-            "match_source_len", "beam", "temperature", "lenpen", "unkpen", "unnormalized", "min_len")
-INSTEAD = {"beam": "--candidates", "temperature": "--score-temperature"}
+            "match_source_len", "beam", "temperature", "lenpen", "unkpen", "unnormalized", "min_len", "diversity_rate",
+            "no_early_stop", "lm_weight", "decoding_format", "eos_token", "retain_dropout", "retain_dropout_modules",
+            "iter_decode_max_iter", "iter_decode_eos_penalty", "iter_decode_force_max_iter", "iter_decode_with_beam",
+            "iter_decode_with_external_reranker")
+INSTEAD = {"beam": "--candidates", "temperature": "--score-temperature", "iter_decode_max_iter": "--diffusion-steps",
+           "iter_decode_with_beam": "--length-beam"}
 # What validation with --eval-bleu sums over batches and workers.
 BLEU_COUNTS = [f"_bleu_counts_{n}" for n in range(EVAL_BLEU_ORDER)]
 BLEU_TOTALS = [f"_bleu_totals_{n}" for n in range(EVAL_BLEU_ORDER)]
@@ -166,9 +170,13 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             raise UserError(f"{path} holds no {split}.{cfg.source_lang}-{cfg.target_lang}: binarise that split with "
                             f"fairseq-preprocess, or choose another one ({error})") from error
         except AssertionError as error:
-            # All that the host checks there.
-            raise UserError(f"{os.path.join(path, split)}.{cfg.source_lang}-{cfg.target_lang}: not as many sources as "
-                            "targets; binarise both again, from two files of as many lines") from error
+            where = f"{os.path.join(path, split)}.{cfg.source_lang}-{cfg.target_lang}"
+            if cfg.dataset_impl is not None:
+                raise UserError(f"{where} cannot be read with --dataset-impl {cfg.dataset_impl}: leave "
+                                "it out") from error
+            # All that the host checks where it chooses the reader itself.
+            raise UserError(f"{where}: not as many sources as targets; binarise both again, from two files of as many "
+                            "lines") from error
         if pairs.tgt is None and self.scores:
             raise UserError(f"{path} holds no targets for {split} ({split}.{cfg.source_lang}-{cfg.target_lang}."
                             f"{cfg.target_lang}.idx), without which there is no loss: binarise both sides")
@@ -305,6 +313,9 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
                             f"generation; {'give ' + ' and '.join(instead) if instead else 'leave it out'}")
         # fairseq's 200 tokens are no choice of the user's.
         limited = (options.max_len_a, options.max_len_b) != (stock.max_len_a, stock.max_len_b)
+        if limited and models[0].length_model == "given":
+            raise UserError("--max-len-a, --max-len-b: this model writes as many tokens as its prompt has places "
+                            "(--length-model given); leave them out")
         generator = DiffusionGenerator(
             models[0], self.tgt_dict, self.cfg, nbest=options.nbest, max_len_a=options.max_len_a,
             max_len_b=options.max_len_b if limited else None, retain_history=options.retain_iter_history,

@@ -4,6 +4,7 @@ from typing import Sequence, Tuple
 
 import numpy as np
 import torch
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 from torch import distributed as dist
@@ -29,6 +30,12 @@ def restore(facts: Facts) -> None:
     """Give buffers back what they held."""
     for buffer, known in facts:
         buffer.copy_(known)
+
+
+def finite_gradient(model: Module) -> bool:
+    """Whether no gradient overflowed: a sum keeps what is not finite."""
+    sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
+    return bool(torch.stack(sums).isfinite().all())
 
 
 class SharedUpdates(FairseqTask):
@@ -71,6 +78,10 @@ class SharedUpdates(FairseqTask):
         model.leave_out_update()
 
     def optimizer_step(self, optimizer, model, update_num):
-        """As fairseq's, which comes once an update, on all processes, and not where its gradient is bad."""
-        model.end_update()
+        """As fairseq's, which comes once an update, on all processes, and not where its gradient is bad; but under
+        --amp there, too, and does nothing then: the host tries the update again."""
+        if isinstance(optimizer, AMPOptimizer) and not finite_gradient(model):
+            self.leave_out_update(model)
+        else:
+            model.end_update()
         super().optimizer_step(optimizer, model, update_num)
