@@ -1,5 +1,6 @@
 """Reading what systems wrote: the output of fairseq-generate, its shards, and plain text, one line a sentence."""
 
+import random
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -42,6 +43,23 @@ class Outputs:
         if self.scores is None:
             return [0] * len(self)
         return [max(range(len(scores)), key=scores.__getitem__) for scores in zip(*self.scores, strict=True)]
+
+    def take(self, number: int, draw: random.Random) -> None:
+        """Keep a random choice of so many of each sentence's candidates, in their order, as if no more had been there.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        held = len(self.candidates)
+        if number > held:
+            raise UserError(f"--take {number}: there are {held} candidate(s) of each sentence; generate more (--nbest)")
+        kept = [sorted(draw.sample(range(held), number)) for _ in range(len(self))]
+
+        def taken(columns: list[list]) -> list[list]:
+            return [[columns[j][i] for i, j in enumerate(places)] for places in zip(*kept, strict=True)]
+
+        self.candidates = taken(self.candidates)
+        self.scores = self.scores and taken(self.scores)
 
     def pool(self, other: "Outputs") -> None:
         """Take another system's candidates for the same sentences in; scores are kept where both have some."""

@@ -18,6 +18,7 @@ a result.
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,7 @@ from _evaluation import (
     evaluate,
 )
 from _generated import Outputs, aligned_lines, read_generated, read_lines, read_plain, read_system
+from _option_types import count
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import glge, model_based, report
@@ -227,12 +229,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--references", metavar="FILE", help="score against these lines, not the T- lines")
     parser.add_argument("--sources", metavar="FILE", help="compare with these lines, not the S- lines")
     parser.add_argument("--train-target", metavar="FILE", help="baseline: random lines of this file")
-    parser.add_argument("--seed", type=int, default=1, help="of that draw and of --confidence (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of that draw, of --take and of --confidence (default: %(default)s)")
     parser.add_argument("--system", action="append", default=[], type=named_file, metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
     parser.add_argument("--pool", action="append", default=[], metavar="FILE",
                         help="what another run, of another --seed or model, wrote for the same sentences: candidates "
                              "after those of the first, and MBR chooses among all; repeatable")
+    parser.add_argument("--take", type=count(1), metavar="N",
+                        help="of FILE and of each --pool only a random N of a sentence's candidates, as if no more had "
+                             "been written: pools of one size can be compared; drawn by --seed (default: all)")
     parser.add_argument("--mbr", type=utilities, default=UTILITIES, metavar="A,B",
                         help=f"utilities of minimum Bayes risk, of {', '.join(KNOWN_UTILITIES)} "
                              f"(default: {','.join(UTILITIES)})")
@@ -260,8 +265,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     model = (read_plain if args.plain else read_generated)(args.generated)
-    for path in args.pool:
-        model.pool(read_system(path, model, not args.references))
+    pools = [read_system(path, model, not args.references) for path in args.pool]
+    if args.take:
+        draw = random.Random(args.seed)
+        for system in (model, *pools):
+            system.take(args.take, draw)
+    for system in pools:
+        model.pool(system)
     if args.write_mbr and (len(model.candidates) == 1 or not args.mbr):
         raise UserError("--write-mbr: MBR needs a utility, and several candidates of each sentence (--nbest)")
     evaluation = evaluate_files(args, model)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -298,6 +299,26 @@ def test_the_best_by_model_score_has_a_row_where_it_is_not_the_first():
     assert row["bleu"] == overlap.bleu(texts, REFERENCES).score != overlap.bleu(CANDIDATES[0], REFERENCES).score
     surest = evaluate.Outputs(CANDIDATES, scores=[[-1.0] * 3, [-2.0] * 3])
     assert "ours: best by model score" not in evaluate.evaluate(surest, REFERENCES, name="ours").rows
+
+
+def test_of_each_pool_a_random_choice_is_taken(tmp_path, generated):
+    again = write(tmp_path / "again.txt", open(generated).read().splitlines())
+    whole = json_of(tmp_path, generated, "--pool", again)["systems"]
+    taken = [json_of(tmp_path, generated, "--pool", again, "--take", "1", "--seed", seed)["systems"] for seed in "112"]
+    assert "model: mean over 4 candidates" in whole and "model: mean over 2 candidates" in taken[0]
+    assert taken[0] == taken[1] != taken[2]
+    assert json_of(tmp_path, generated, "--take", "2")["systems"] == json_of(tmp_path, generated)["systems"]
+    with pytest.raises(UserError, match="--take 3: there are 2 candidate"):
+        evaluate.main([generated, "--take", "3"])
+
+
+def test_a_choice_keeps_candidates_and_scores_together():
+    texts = [[f"{j} of {i}" for i in range(40)] for j in range(5)]
+    outputs = evaluate.Outputs(texts, scores=[[10.0 * i + j for i in range(40)] for j in range(5)])
+    outputs.take(2, random.Random(1))
+    kept = [(text.split(" of "), score) for column in zip(outputs.candidates, outputs.scores) for text, score in zip(*column)]
+    assert len(kept) == 80 and all(10 * int(i) + int(j) == score for (j, i), score in kept)
+    assert {j for (j, _), _ in kept} == set("01234") and all(first < second for first, second in zip(*outputs.scores))
 
 
 def test_one_candidate_has_neither_mean_nor_oracle(tmp_path):
