@@ -229,7 +229,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--references", metavar="FILE", help="score against these lines, not the T- lines")
     parser.add_argument("--sources", metavar="FILE", help="compare with these lines, not the S- lines")
     parser.add_argument("--train-target", metavar="FILE", help="baseline: random lines of this file")
-    parser.add_argument("--seed", type=int, default=1, help="of that draw, of --take and of --confidence (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1,
+                        help="of that draw, of --take and of --confidence (default: %(default)s)")
     parser.add_argument("--system", action="append", default=[], type=named_file, metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
     parser.add_argument("--pool", action="append", default=[], metavar="FILE",

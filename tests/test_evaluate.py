@@ -316,7 +316,8 @@ def test_a_choice_keeps_candidates_and_scores_together():
     texts = [[f"{j} of {i}" for i in range(40)] for j in range(5)]
     outputs = evaluate.Outputs(texts, scores=[[10.0 * i + j for i in range(40)] for j in range(5)])
     outputs.take(2, random.Random(1))
-    kept = [(text.split(" of "), score) for column in zip(outputs.candidates, outputs.scores) for text, score in zip(*column)]
+    columns = zip(outputs.candidates, outputs.scores)
+    kept = [(text.split(" of "), score) for column in columns for text, score in zip(*column)]
     assert len(kept) == 80 and all(10 * int(i) + int(j) == score for (j, i), score in kept)
     assert {j for (j, _), _ in kept} == set("01234") and all(first < second for first, second in zip(*outputs.scores))
 

@@ -13,15 +13,17 @@ KJVWEB, DEBSUM, PROSE = (REPOSITORY / "examples" / name / "model" for name in ("
 PATH_OF_A_MACHINE = re.compile(rb"/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/")
 
 
-def options(folder, task="seq2seq_diffusion"):
-    return ["--task", task, "--path", folder / "model.pt", "--bpe", "sentencepiece",
+def options(folder, task="seq2seq_diffusion", name="model.pt"):
+    return ["--task", task, "--path", folder / name, "--bpe", "sentencepiece",
             "--sentencepiece-model", folder / "sentencepiece.model", "--cpu"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.parent.name)
 def test_a_shipped_model_is_small_plain_data_with_a_card(model):
-    state = torch.load(model / "model.pt", weights_only=True)
-    assert {"cfg", "model"} <= state.keys() and not state.get("last_optimizer_state")
+    for file in model.glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        assert {"cfg", "model"} <= state.keys() and not state.get("last_optimizer_state")
+        assert file.name in (model / "README.md").read_text()
     card = (model / "README.md").read_text()
     baseline = "held-out text" if model == PROSE else "copy of the source"
     assert all(part in card for part in ("## Scores", baseline, "Command:", "Limits:"))
@@ -29,14 +31,19 @@ def test_a_shipped_model_is_small_plain_data_with_a_card(model):
         assert file.stat().st_size < 60e6 and not PATH_OF_A_MACHINE.search(file.read_bytes()), file.name
 
 
+DESCRIPTION = "This package provides a Python module for reading and writing spreadsheet files."
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model, typed, word", [
-    (KJVWEB, "He said unto her, Go thy way.", "He"),
-    (DEBSUM, "This package provides a Python module for reading and writing spreadsheet files.", "Python"),
-], ids=["kjvweb", "debsum"])
-def test_it_answers_what_is_typed(model, typed, word):
-    done = run_module("interactive", model, "--source-lang", "src", "--target-lang", "tgt", *options(model),
-                      "--clamping", "--diffusion-steps", "50", "--candidates", "10", stdin=typed + "\n")
+@pytest.mark.parametrize("model, name, typed, word, more", [
+    (KJVWEB, "model.pt", "He said unto her, Go thy way.", "He", []),
+    (DEBSUM, "model.pt", DESCRIPTION, "Python", []),
+    (DEBSUM, "guided.pt", DESCRIPTION, "Python", ["--guidance-scale", "1.5"]),
+    (DEBSUM, "guided_wide.pt", DESCRIPTION, "Python", ["--guidance-scale", "1.5"]),
+], ids=["kjvweb", "debsum", "debsum guided", "debsum guided wide"])
+def test_it_answers_what_is_typed(model, name, typed, word, more):
+    done = run_module("interactive", model, "--source-lang", "src", "--target-lang", "tgt", *options(model, name=name),
+                      *more, "--clamping", "--diffusion-steps", "50", "--candidates", "10", stdin=typed + "\n")
     said = re.search(r"^D-0\t\S+\t(.+)$", done.stdout, re.M)[1]
     assert len(said.split()) >= 3 and word in said
 
