@@ -56,7 +56,7 @@ def sequence_keys(tokens: Tensor, mask: Tensor, seed: int) -> Tensor:
 
 
 def _share(bits: Tensor) -> Tensor:
-    """A number in (0, 1), float32, from the high bits of an int64: 24 fill the mantissa, and a half keeps 0 out."""
+    """A number in (0, 1], float32, from the high bits of an int64: 24 fill the mantissa, and a half keeps 0 out."""
     return (_shift_right(bits, 40).float() + 0.5).mul_(2.0**-24)
 
 
