@@ -36,6 +36,7 @@ from diffusion_fairseq.text.lengths import lengths_to_mask
 
 PUBLISHED_SOURCE, PUBLISHED_TARGET = 512, 64  # what the published code pads to
 LONGEST = 512
+SLOW_PRODUCT = 0.1  # seconds
 
 
 def dictionary_of(num_tokens: int) -> Dictionary:
@@ -270,10 +271,14 @@ def flops_of(call: Callable[[], object]) -> float:
 
 
 def matrix_peak(dtype: torch.dtype, device: str) -> float:
-    """Operations a second of a large matrix product."""
-    size = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds_of(lambda: a @ b, device, repeats=20)
+    """Operations a second of a large matrix product; on a processor that computes a dtype slowly a smaller one tells."""
+    size, largest = (8192, 8192) if device == "cuda" else (512, 2048)
+    while True:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        seconds = seconds_of(lambda: a @ b, device, repeats=20)
+        if size == largest or seconds > SLOW_PRODUCT:
+            return 2 * size**3 / seconds
+        size *= 2
 
 
 class AddedMemory:

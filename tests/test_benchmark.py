@@ -66,7 +66,7 @@ def test_the_command_writes_table_and_json(tmp_path):
     file = tmp_path / "benchmark.json"
     words = [sys.executable, REPOSITORY / "scripts/benchmark.py", "--quick", "--arch", "genie_tiny", "--batch", "1",
              "--steps", "2", "--train-batch", "2", "--json", file]
-    done = subprocess.run(words, text=True, capture_output=True, timeout=1200, check=True)
+    done = subprocess.run(words, text=True, capture_output=True, timeout=300, check=True)
     found = json.loads(file.read_text())
     assert {(row["shape"], row["structure"]) for row in found["rows"]} >= {
         (shape, structure) for shape in ("published", "xsum") for structure in ("published", "ours")}
@@ -82,7 +82,7 @@ def test_the_command_measures_diffuseq_beside_its_structure(tmp_path):
     file = tmp_path / "benchmark.json"
     words = [sys.executable, REPOSITORY / "scripts/benchmark.py", "--parts", "diffuseq", "--arch", "genie_tiny",
              "--batch", "1", "--steps", "2", "--json", file]
-    done = subprocess.run(words, text=True, capture_output=True, timeout=1200, check=True)
+    done = subprocess.run(words, text=True, capture_output=True, timeout=300, check=True)
     rows = json.loads(file.read_text())["rows"]
     assert [row["structure"] for row in rows if row["structure"] != "ours"] == ["published", "ours, causal source"]
     assert {row["dtype"] for row in rows if row["structure"] == "ours"} >= {"fp32"}
