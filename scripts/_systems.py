@@ -7,6 +7,7 @@ import statistics
 import time
 from argparse import Namespace
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 from unittest.mock import patch
@@ -271,11 +272,11 @@ def flops_of(call: Callable[[], object]) -> float:
 
 
 def matrix_peak(dtype: torch.dtype, device: str) -> float:
-    """Operations a second of a large matrix product; on a processor that computes a dtype slowly a smaller one tells."""
+    """Operations a second of a large matrix product; of a dtype that is slow a smaller one."""
     size, largest = (8192, 8192) if device == "cuda" else (512, 2048)
     while True:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        seconds = seconds_of(lambda: a @ b, device, repeats=20)
+        seconds = seconds_of(partial(torch.matmul, a, b), device, repeats=20)
         if size == largest or seconds > SLOW_PRODUCT:
             return 2 * size**3 / seconds
         size *= 2
