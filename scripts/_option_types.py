@@ -1,7 +1,9 @@
 """Numbers and lists of a command line's options, as types of argparse."""
 
 import argparse
-from typing import Callable, Iterable, List
+from typing import Callable, Iterable, List, Tuple, TypeVar
+
+Value = TypeVar("Value")
 
 
 def count(least: int) -> Callable[[str], int]:
@@ -13,6 +15,22 @@ def count(least: int) -> Callable[[str], int]:
         return number
 
     parse.__name__ = "whole number"  # as argparse calls what it is not
+    return parse
+
+
+def named(form: str, read: Callable[[str], Value], example: str = "") -> Callable[[str], Tuple[str, Value]]:
+    """A parser of NAME=..., neither empty.
+
+    Args:
+        form: how the option is written, such as NAME=FILE.
+        read: makes a value of what stands behind the first =.
+        example: what the error shows.
+    """
+    def parse(text: str) -> Tuple[str, Value]:
+        name, _, value = text.partition("=")
+        if not (name.strip() and value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form}" + (f", such as {example}" if example else ""))
+        return name.strip(), read(value)
     return parse
 
 

@@ -35,7 +35,7 @@ from _evaluation import (
     evaluate,
 )
 from _generated import Outputs, aligned_lines, read_generated, read_lines, read_plain, read_system
-from _option_types import count
+from _option_types import count, named
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import glge, model_based, report
@@ -196,13 +196,6 @@ def write_text(option: str, path: str, text: str) -> None:
         raise UserError(f"{option} {path}: {error.strerror}") from None
 
 
-def named_file(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
-    return name, path
-
-
 def utilities(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
@@ -231,7 +224,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-target", metavar="FILE", help="baseline: random lines of this file")
     parser.add_argument("--seed", type=int, default=1,
                         help="of that draw, of --take and of --confidence (default: %(default)s)")
-    parser.add_argument("--system", action="append", default=[], type=named_file, metavar="NAME=FILE",
+    parser.add_argument("--system", action="append", default=[], type=named("NAME=FILE", str), metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
     parser.add_argument("--pool", action="append", default=[], metavar="FILE",
                         help="what another run, of another --seed or model, wrote for the same sentences: candidates "

@@ -36,8 +36,8 @@ import _environment  # noqa: F401  says what this Python lacks
 from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
 from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
 from _lm_scorer import load_scorer
-from _option_types import count
-from evaluate import TABLES, named_file, titled, write_text
+from _option_types import count, named
+from evaluate import TABLES, titled, write_text
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.model_based import BATCH_TOKENS, MAX_TOKENS, check_mauve
@@ -110,7 +110,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="each FILE is plain text, one sample a line; several are several samples of the same "
                              "prompts")
     parser.add_argument("--name", default="model", help="name of its row (default: %(default)s)")
-    parser.add_argument("--system", action="append", default=[], type=named_file, metavar="NAME=FILE",
+    parser.add_argument("--system", action="append", default=[], type=named("NAME=FILE", str), metavar="NAME=FILE",
                         help="a further row: plain text or generated output; repeatable")
     parser.add_argument("--reference", metavar="FILE", help="real text, one a line: the row 'data'")
     parser.add_argument("--train", metavar="FILE",

@@ -24,7 +24,7 @@ from _commands import REPOSITORY, USER_DIR, fairseq, run
 from _data import sha256
 from _evaluation import evaluate
 from _generated import Outputs, read_generated, read_lines
-from _option_types import count
+from _option_types import count, named
 from _study import (
     device_options,
     draw_bands,
@@ -64,13 +64,6 @@ class Checkpoint(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.folder} {self.file.stem}"
-
-
-def system(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as full=runs/qqp/full")
-    return name, Path(folder)
 
 
 def all_checkpoints(files: List[Path], systems: List[tuple[str, Path]]) -> List[Checkpoint]:
@@ -202,7 +195,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("work", type=Path, metavar="DIR", help="folder with text/ and data-bin/, by binarise.py")
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], metavar="FILE",
                         help="a folder of checkpoints, or files: the system `model`")
-    parser.add_argument("--system", type=system, action="append", default=[], metavar="NAME=FOLDER",
+    parser.add_argument("--system", type=named("NAME=FOLDER", Path, "full=runs/qqp/full"), action="append", default=[],
+                        metavar="NAME=FOLDER",
                         help="another training's folder, or a file; repeatable, with the same name for another seed")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is made")
     parser.add_argument("--subset", default="test", help="split to score (default: test)")

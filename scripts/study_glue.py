@@ -22,6 +22,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 import _environment  # noqa: F401  says what this Python lacks
 from _commands import USER_DIR, fairseq, run
 from _data import sha256
+from _option_types import named
 from _study import (
     add_study_options,
     device_options,
@@ -61,13 +62,12 @@ Cell = Tuple[str, str]  # task, start
 
 
 def start(text: str) -> Tuple[str, Path]:
-    name, equals, file = text.partition("=")
-    if not (equals and file and name.replace("-", "").replace("_", "").isalnum()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as span=averaged.pt, the name of letters, "
-                                         "digits, - and _")
+    name, file = named("NAME=FILE", Path, "span=averaged.pt")(text)
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _")
     if name == SCRATCH.replace(" ", "-"):
         raise argparse.ArgumentTypeError(f"{name} is how trainings {SCRATCH} are called: give another name")
-    return name, Path(file)
+    return name, file
 
 
 def values(kind: Callable) -> Callable[[str], List[str]]:

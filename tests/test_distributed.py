@@ -14,6 +14,8 @@ import torch
 from helpers import PACKAGE, run_module
 from test_cli import one_line_error, preprocess_pairs_and_lines
 
+from diffusion_fairseq.models.training_pass import GRADIENT_PATHS
+
 pytestmark = pytest.mark.slow
 # Of which each process here is a copy: the host takes long to import.
 IMPORTED = multiprocessing.get_context("forkserver")
@@ -35,6 +37,7 @@ CASES = {
     "genie adaptive": ("bin", *GENIE, "--diffusion-timesteps", 60, "--adaptive-schedule-updates", 4),
     "genie longest": ("bin", *GENIE, "--length-model", "longest", "--condition-dropout", 0.2),
     "genie anchor": ("bin", *GENIE, "--criterion", "diffusion_anchor", "--parameterization", "noise"),
+    "genie fixed embeddings": ("bin", *GENIE, "--criterion", "diffusion_anchor", "--detach", ",".join(GRADIENT_PATHS)),
     "diffuseq": ("bin", *PAIRS, "--arch", "diffuseq_tiny", "--noising", "partial", "--criterion", "diffusion_vlb"),
     "diffusion_lm": ("lm", *LM, *LOSS_AWARE),
     "ddlm time-warp": ("lm", *DDLM, "--timestep-sampler", "time-warp"),

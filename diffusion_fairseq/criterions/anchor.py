@@ -57,4 +57,8 @@ class DiffusionAnchorCriterion(DiffusionVLBCriterion):
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         terms = super().terms(parts, t, weight, schedule)
-        return {**terms, "anchor": (self.cfg.anchor_weight, weighted_sum(parts.anchor_nll, weight))}
+        anchor = weighted_sum(parts.anchor_nll, weight)
+        if self.objective.detached:
+            # Where every way is closed, the embeddings have a gradient of zero, which several processes can share.
+            anchor = anchor + 0 * parts.embedded.sum(dim=(1, 2))
+        return {**terms, "anchor": (self.cfg.anchor_weight, anchor)}
