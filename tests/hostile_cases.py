@@ -180,6 +180,15 @@ CHECKPOINTS = {
     "resumed with other sizes": Case(
         train("--restore-file WORK/ck/checkpoint_last.pt --ffn-dim 8"),
         "checkpoint_last.pt does not fit.*--ffn-dim 128: give the same"),
+    "resumed as another function of the same weights": Case(
+        train("--restore-file WORK/ck/checkpoint_last.pt --noise-schedule linear --parameterization noise"),
+        "checkpoint_last.pt was trained with --noise-schedule sqrt, --parameterization x0: give the same, or start"),
+    "resumed with another criterion": Case(
+        train("--restore-file WORK/ck/checkpoint_last.pt --criterion diffusion_anchor"),
+        "checkpoint_last.pt was trained with another --criterion .DiffusionVLB.* vs DiffusionAnchor.*: give the same"),
+    "resumed in another precision": Case(
+        train("--restore-file WORK/ck/checkpoint_last.pt --bf16"),
+        "checkpoint_last.pt was trained with another --optimizer and precision .*Adam.* vs FP16Optimizer here.*: give"),
     "resumed from nothing": Case(train("--restore-file HERE/none.pt"), "--restore-file HERE/none.pt: no such.*name"),
     "fine-tuned from nothing": Case(
         train("--finetune-from-model HERE/none.pt"), "--finetune-from-model HERE/none.pt: no such.*name"),

@@ -89,6 +89,7 @@ OPTIONS = {
         "--clip-norm -1": "--clip-norm must be at least 0, got -1",
         "--warmup-updates -5 --lr-scheduler inverse_sqrt": "--warmup-updates must be at least 0, got -5",
         "--adam-betas magic": "'magic' is no literal",
+        "--given-in-loss": "--given-in-loss has no use with this model, whose source is no part",
         "--fp16": "--fp16 needs a GPU: take --bf16",
         "--amp": "--amp needs a GPU: take --bf16",
         "--bf16 --store-ema": "--store-ema in half precision .* hardly moves: add --ema-fp32",

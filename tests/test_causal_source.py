@@ -205,6 +205,11 @@ def test_gradients_reach_every_parameter():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_an_adaptive_schedule_has_levels_for_targets_alone():
+    model = make_causal(adaptive_schedule_updates=10)
+    assert len(model.schedule.log_snr) == model.max_target_positions < len(model.positions.weight)
+
+
 @pytest.mark.parametrize("options, match", [
     ({"noising": "full"}, "--causal-source needs --noising partial"),
     ({"jitter_source": True}, "--jitter-source has no use with --causal-source"),

@@ -183,10 +183,10 @@ def losses(log):
     return {int(r["num_updates"]): float(r["loss"]) for r in records}
 
 
-@pytest.mark.parametrize("sampler", ["low-discrepancy", "loss-second-moment"])
-def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_path, sampler):
-    options = [*TRAIN, "--max-update", "24", "--timestep-sampler", sampler, "--diffusion-timesteps", "40",
-               "--disable-validation"]
+@pytest.mark.parametrize("own", [["--timestep-sampler", "low-discrepancy"],
+                                 ["--timestep-sampler", "loss-second-moment"], ["--bf16"]], ids=lambda own: own[-1])
+def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_path, own):
+    options = [*TRAIN, "--max-update", "24", *own, "--diffusion-timesteps", "40", "--disable-validation"]
     whole = losses(run_module("train", work / "bin", *options, "--save-dir", tmp_path / "whole").stdout)
     # Saved at update 10, in the middle of an epoch of 7 updates, and not at the epoch's end; killed well before 20.
     command = [sys.executable, "-m", "fairseq_cli.train", str(work / "bin"), *map(str, options), "--user-dir",
@@ -202,6 +202,9 @@ def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_p
     assert min(resumed) == 11 and max(resumed) == 24
     for update, loss in resumed.items():
         assert math.isclose(loss, whole[update], abs_tol=1e-4), update
+    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
+            for name in ("whole", "killed")]
+    assert ends[0].keys() == ends[1].keys() and all(value.equal(ends[1][name]) for name, value in ends[0].items())
 
 
 class Payload:

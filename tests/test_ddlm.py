@@ -122,6 +122,11 @@ def test_given_tokens_enter_clean_and_noised_ones_scaled():
     torch.testing.assert_close(seen[0][:6], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_rotary_positions_need_heads_of_an_even_width():
+    with pytest.raises(UserError, match="--rotary needs heads of an even width, got 15: --model-dim 30 over"):
+        make_ddlm(DICTIONARY, rotary=True, model_dim=30, attention_heads=2)
+
+
 @pytest.mark.parametrize("rotary", [False, True])
 def test_gradients_reach_every_parameter(rotary):
     model = see_time(make_ddlm(DICTIONARY, rotary=rotary)).train()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import make_dictionary, make_diffuseq, make_sample, make_sampling
+from helpers import make_dictionary, make_diffuseq, make_genie, make_sample, make_sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,6 +129,14 @@ def test_what_counts_in_the_loss(noising, counted):
     assert parts.target[0, :10].tolist() == source[0, :5].tolist() + target[0, :5].tolist()
     everything = DiffusionVLBCriterion(DiffusionVLBConfig(given_in_loss=True), task=None)
     assert everything(model, sample)[1] == 28
+
+
+@pytest.mark.parametrize("model", [make_genie(DICTIONARY), make_diffuseq(DICTIONARY, causal_source=True)],
+                         ids=["genie", "causal"])
+def test_a_source_that_is_not_denoised_cannot_count(model):
+    criterion = DiffusionVLBCriterion(DiffusionVLBConfig(given_in_loss=True), task=None)
+    with pytest.raises(UserError, match="--given-in-loss has no use with this model"):
+        criterion(model, make_sample(DICTIONARY, [5, 9]))
 
 
 @pytest.mark.parametrize("noising", NOISING)

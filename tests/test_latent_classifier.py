@@ -13,6 +13,7 @@ from helpers import (
     make_classifier,
     make_ddlm,
     make_dictionary,
+    make_diffuseq,
     make_diffusion_lm,
     make_genie,
     make_sample,
@@ -301,9 +302,11 @@ def test_the_task_reads_labelled_texts_and_cuts_them_to_the_model(data, tmp_path
 def test_what_the_task_cannot_serve_is_refused_in_one_line(data, tmp_path):
     task, foreign = set_up(data), make_diffusion_lm(make_dictionary(50))
     save_model(tmp_path / "lm.pt", "diffusion_lm_tiny", foreign, noise_schedule="sqrt")
+    save_model(tmp_path / "dq.pt", "diffuseq_tiny", make_diffuseq(DICTIONARY), noise_schedule="sqrt", noising="partial")
     no_task = SimpleNamespace(target_dictionary=Dictionary())
     for build, message in (
         (lambda: task.build_model(options(diffusion_path=str(tmp_path / "lm.pt"))), "lm.pt was trained with another"),
+        (lambda: task.build_model(options(diffusion_path=str(tmp_path / "dq.pt"))), "diffuseq_tiny denoises its text"),
         (lambda: task.build_model(options()), "--diffusion-path is needed"),
         (lambda: task.build_model(options(diffusion_path=str(tmp_path / "no.pt"))), "no.pt cannot be read"),
         (lambda: task.build_criterion(OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})),

@@ -57,6 +57,32 @@ def test_with_the_exact_posterior_the_bound_is_the_entropy(make, options):
     assert abs(per_token.mean().item() - entropy) < 3 * error + discretisation
 
 
+def test_where_padding_is_generated_it_is_paid_for():
+    """Two equally likely texts of 2 and of 12 tokens, told apart by their padding alone: their bound under the exact
+    posterior is ln 2, whereas their tokens' terms alone would fall below it."""
+    torch.manual_seed(1)
+    model = make_genie(DICTIONARY, latent_dim=4, length_model="fixed", max_target_positions=12, noise_schedule="points",
+                       noise_points="0=0.9995,0.2=0.9,0.6=0.2,0.999=0.00001,1=0.000001")
+    texts = torch.full((2, 12), DICTIONARY.pad())
+    texts[0, :2], texts[1] = 10, 10
+    clean = model.embed(texts).double()
+
+    def denoise(xt, t, memory, packing=None, previous=None):
+        level = model.schedule.at(t)
+        alpha, sigma = (torch.as_tensor(c).reshape(-1, 1, 1, 1) for c in (level.alpha, level.sigma))
+        apart = (xt.double()[:, None] - alpha * clean).square().sum(dim=(2, 3)) / (2 * sigma[:, 0, 0] ** 2)
+        return torch.einsum("bk,kld->bld", (-apart).softmax(dim=1), clean).float()
+
+    model.denoise = denoise
+    count = 20_000
+    target, u = texts.repeat(count // 2, 1), (torch.randperm(count) + 0.5) / count
+    with torch.no_grad():
+        bound = nll_bound(model, torch.full((count, 2), 10), target, u, Draws(torch.Generator().manual_seed(2)))
+    assert bound.count[:2].tolist() == [2, 12] and bound.length.eq(0).all()
+    error = bound.total.std().item() / math.sqrt(count)
+    assert error < 0.05 and abs(bound.total.mean().item() - math.log(2)) < 3 * error + 0.03
+
+
 def test_the_discrete_term_is_the_kl_of_the_two_posteriors():
     schedule = build_schedule("sqrt", 50)
     x0, pred_x0, xt = torch.randn(3, 2, 3, 5, dtype=torch.float64)

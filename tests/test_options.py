@@ -14,6 +14,7 @@ from diffusion_fairseq.criterions.latent_classification import LatentClassificat
 from diffusion_fairseq.criterions.score_interpolation import ScoreInterpolationConfig
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig
 from diffusion_fairseq.models.config import (
+    BertSizes,
     DDLMClassifierConfig,
     DDLMConfig,
     DDLMSizes,
@@ -102,7 +103,7 @@ INHERITED = {
     DDLMConfig: (DDLMSizes, LatentConfig),
     DDLMClassifierConfig: (DDLMSizes,),
     ScoreInterpolationConfig: (DiffusionCriterionConfig,),
-    LatentClassifierConfig: (TransformerSizes,),
+    LatentClassifierConfig: (BertSizes,),
     LatentClassificationConfig: (TimestepConfig,),
 }
 

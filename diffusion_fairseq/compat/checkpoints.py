@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import logging
 import os
 import pickle
 import re
@@ -17,6 +18,8 @@ from diffusion_fairseq.compat.literals import is_program, strings
 from diffusion_fairseq.compat.options import flag
 from diffusion_fairseq.compat.patching import replace
 from diffusion_fairseq.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, AttributeError,
               ValueError)
@@ -144,8 +147,40 @@ def other_options(state: dict, model) -> List[str]:
     return [as_given(flag(name), theirs[name]) for name in changed]
 
 
+def check_function(filename: str, theirs, trainer: Trainer, goes_on: bool) -> None:
+    """Compare the options that change what a model's weights compute, and no weight's shape, with a checkpoint's.
+
+    Args:
+        theirs: the checkpoint's settings of its model.
+        goes_on: whether training goes on where the checkpoint's ended; else it only starts from the weights.
+    Raises:
+        UserError: training would go on with another function.
+    """
+    model = trainer.cfg.model
+    if not isinstance(theirs, Mapping) or not isinstance(model, Mapping):
+        return
+    others = [as_given(flag(name), theirs[name]) for name in getattr(trainer._model, "function_options", ())
+              if name in theirs and name in model and theirs[name] != model[name]]
+    if others and goes_on:
+        raise UserError(f"checkpoint {filename} was trained with {', '.join(others)}: give the same, or start anew "
+                        "from its weights with --finetune-from-model in another --save-dir")
+    if others:
+        logger.warning(f"the weights of {filename} were trained with {', '.join(others)}, this training has others")
+
+
+def cannot_go_on(filename: str, mismatch: str) -> UserError:
+    """What to say where the host finds another criterion or optimizer in a checkpoint: its words name both classes."""
+    options = "--criterion" if mismatch.startswith("Criterion") else "--optimizer and precision (--fp16, --bf16)"
+    classes = mismatch.rpartition("). ")[2]
+    return UserError(f"checkpoint {filename} was trained with another {options} ({classes} here): give the same, start "
+                     "anew from its weights with --finetune-from-model in another --save-dir, or go on without the "
+                     "optimizer's state by --reset-optimizer")
+
+
 def as_given(option: str, value: object) -> str:
-    """An option as it is given: a switch has no value."""
+    """An option as it is given: a switch has no value, and one that is None is left out."""
+    if value is None:
+        return f"no {option}"
     if isinstance(value, bool):
         return option if value else f"no {option}"
     return f"{option} {value}"
@@ -159,7 +194,7 @@ def report_bad_checkpoints() -> None:
     load = checkpoint_utils.load_checkpoint_to_cpu
     load_models = checkpoint_utils.load_model_ensemble_and_task
     resume = Trainer.load_checkpoint
-    starting_ema = []  # not empty while a trainer with --store-ema reads a file
+    reading = []  # while a trainer reads a file: itself, and then the settings of the model in the file
 
     def load_checkpoint_to_cpu(path, *args, **kwargs):
         try:
@@ -169,8 +204,10 @@ def report_bad_checkpoints() -> None:
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         refuse_programs(path, state)
-        if starting_ema:
-            start_ema(state)
+        if reading:
+            if reading[0].cfg.ema.store_ema:
+                start_ema(state)
+            reading.append((state.get("cfg") or {}).get("model"))
         return state
 
     def load_model_ensemble_and_task(filenames, *args, **kwargs):
@@ -190,20 +227,26 @@ def report_bad_checkpoints() -> None:
                 raise
             raise UserError(f"{error}: --path takes checkpoint files, several joined by ':'") from error
 
-    def load_checkpoint(self, filename, *args, **kwargs):
-        if self.cfg.ema.store_ema:
-            starting_ema.append(filename)
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        reading.append(self)
         try:
-            return resume(self, filename, *args, **kwargs)
+            found = resume(self, filename, reset_optimizer, *args, **kwargs)
+            for theirs in reading[1:]:
+                check_function(filename, theirs, self, goes_on=not reset_optimizer)
+            return found
         except UserError as error:
             raise about([filename], error) from error
+        except AssertionError as error:
+            if not str(error).startswith(("Criterion does not match", "Optimizer does not match")):
+                raise
+            raise cannot_go_on(filename, str(error)) from error
         except Exception as error:
             if not str(error).startswith("Cannot load model parameters from checkpoint"):
                 raise
             in_save_dir = os.path.dirname(filename) == self.cfg.checkpoint.save_dir.rstrip("/")
             raise misfit(filename, error.__context__, self.cfg.model, in_save_dir) from error
         finally:
-            starting_ema.clear()
+            reading.clear()
 
     replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
     replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)

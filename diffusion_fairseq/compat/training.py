@@ -5,13 +5,16 @@ import logging
 import os
 import sys
 
+import torch
 from fairseq import options, trainer
 from fairseq.logging import progress_bar as progress_bars
 from fairseq.models.ema.ema import EMA
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 
 from diffusion_fairseq.compat.patching import replace
 
+FLOAT32_WEIGHTS = "float32_weights"  # in the optimizer's state
 BETTER_TRANSFORMER_PARAMETERS = tuple(
     f"{layer}_{part}" for layer in ("in_proj", "out_proj", "fc1", "fc2") for part in ("weight", "bias")
 )
@@ -47,6 +50,32 @@ def ema_of_other_shapes() -> None:
         return stock(self, state_dict)
 
     EMA.build_fp32_params = build_fp32_params
+
+
+def half_precision_resumes() -> None:
+    """Save the float32 weights of --fp16 and --bf16 with the optimizer's state, and go on with them.
+
+    Both hosts: they make them anew from the rounded ones, so that what had added up since the last rounding is lost.
+    """
+    save, load = FP16Optimizer.state_dict, FP16Optimizer.load_state_dict
+
+    def parts(optimizer):
+        held = optimizer.fp32_params
+        return list(held.values()) if isinstance(held, dict) else [held] if torch.is_tensor(held) else list(held)
+
+    def state_dict(self):
+        return {**save(self), FLOAT32_WEIGHTS: [weights.data for weights in parts(self)]}
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        load(self, {name: value for name, value in state_dict.items() if name != FLOAT32_WEIGHTS}, optimizer_overrides)
+        half = self.fp16_params[0].dtype
+        for own, saved in zip(parts(self), state_dict.get(FLOAT32_WEIGHTS, ())):
+            if own.shape == saved.shape:
+                # Only of weights that nobody has changed in the file.
+                saved = saved.to(own)
+                own.data.copy_(torch.where(saved.to(half) == own.to(half), saved, own))
+
+    FP16Optimizer.state_dict, FP16Optimizer.load_state_dict = state_dict, load_state_dict
 
 
 def bf16_is_not_tpu() -> None:

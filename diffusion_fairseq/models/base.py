@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.diffusion.process import noised_embedding, q_sample, x0_from_eps
 from diffusion_fairseq.errors import UserError, one_of
-from diffusion_fairseq.models.condition import Condition
+from diffusion_fairseq.models.condition import Condition, Memory
 from diffusion_fairseq.models.config import PARAMETERIZATIONS, LatentConfig
 from diffusion_fairseq.models.noise import Schedule, model_schedule
 from diffusion_fairseq.models.persistence import Persistent
@@ -249,6 +249,9 @@ class DiffusionModel(Persistent):
         encoded = self.encode(self.drop_conditions(src_tokens, draws))
         memory = self.memory(encoded)
         target = self.modelled_target(self.sequence(encoded, target)).repeat_interleave(copies, dim=0)
+        if objective.given and isinstance(memory, Memory):
+            raise UserError("--given-in-loss has no use with this model, whose source is no part of the sequence that "
+                            "is denoised: leave it out")
         given = memory.given(*target.shape)
         generated = torch.ones_like(target, dtype=torch.bool) if given is None or objective.given else ~given
         counts = (target != self.pad) & generated

@@ -19,8 +19,9 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Bound(NamedTuple):
-    """Terms in nats of each example (B,), summed over its counted positions, -log p of its length where the model
-    predicts one (else 0: padding is text, or the length is given), and the count (B,) of the positions."""
+    """Terms in nats of each example (B,), summed over its generated positions, -log p of its length where the model
+    predicts one (else 0: the length is given, or padding is generated and paid for like words), and the count (B,) of
+    its tokens that are no padding."""
 
     reconstruction: Tensor
     diffusion: Tensor
@@ -46,7 +47,8 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
     """One draw of the bound for each example.
 
     The process starts from the embeddings themselves, whatever noise training adds to them first: any denoiser gives a
-    bound. Given positions are conditions and do not count.
+    bound. Given positions are conditions and do not count. Under --length-model longest the padding is that of the
+    batch, and so is what it costs.
 
     Args:
         src_tokens, target: (B, S) and (B, L) tokens.
@@ -54,7 +56,7 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
         draws: of the noise.
     """
     example = model.example(src_tokens, target, len(src_tokens), VLB, draws)
-    x0, weight = model.embed(example.target), example.counts.double()
+    x0, weight = model.embed(example.target), example.modelled.double()
 
     def noised(level: NoiseLevel) -> Tensor:
         return q_sample(x0, level.cut(x0.size(1)), draws.normal(x0))
@@ -75,7 +77,7 @@ def nll_bound(model: DiffusionModel, src_tokens: Tensor, target: Tensor, u: Tens
     length = x0.new_zeros(len(x0), dtype=torch.float64)
     if model.length_model == "predicted":
         length = F.cross_entropy(model.length_logits(example.encoded).double(), example.lengths, reduction="none")
-    return Bound(*((term * weight).sum(dim=1) for term in terms), length, weight.sum(dim=1))
+    return Bound(*((term * weight).sum(dim=1) for term in terms), length, example.counts.double().sum(dim=1))
 
 
 def _ends(model: DiffusionModel, x0: Tensor):

@@ -12,6 +12,12 @@ from diffusion_fairseq.errors import UserError
 PARAMETERIZATIONS = ("x0", "noise")
 GIVEN_TOKENS = ("noised", "clean")
 NOISING = ("partial", "full")
+# Options that change what the weights compute, and no weight's shape: training that goes on needs the same.
+FUNCTION_OPTIONS = (
+    "diffusion_timesteps", "noise_schedule", "noise_gamma", "noise_points", "t_min", "t_max", "parameterization",
+    "attention_heads", "length_model", "attend_source_padding", "given_tokens", "noising", "double_separator",
+    "causal_source", "classification_time",
+)
 
 
 @dataclass
@@ -95,12 +101,18 @@ class TransformerSizes(FairseqDataclass):
     attention_heads: int = field(default=12, metadata={"help": "attention heads; must divide --model-dim"})
     encoder_layers: int = field(default=6, metadata={"help": "layers of the bidirectional encoder"})
     time_dim: int = field(default=128, metadata={"help": "width of the sinusoidal time features; even"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+
+
+@dataclass
+class BertSizes(TransformerSizes):
+    """Sizes of a transformer of BERT's layers."""
+
     encoder_normalize_before: bool = field(
         default=False,
         metadata={"help": "layer norm before each encoder sub-layer: trains from scratch with a short warm-up. "
                           "The published encoder (BERT) has it after"},
     )
-    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
 
 
 def check_sizes(cfg: TransformerSizes) -> None:
@@ -121,7 +133,7 @@ def check_sizes(cfg: TransformerSizes) -> None:
 
 
 @dataclass
-class LatentClassifierConfig(TransformerSizes):
+class LatentClassifierConfig(BertSizes):
     """A classifier of a diffusion model's x_t."""
 
     diffusion_path: Optional[str] = field(
@@ -132,7 +144,7 @@ class LatentClassifierConfig(TransformerSizes):
 
 
 @dataclass
-class TransformerConfig(TransformerSizes, DiffusionModelConfig):
+class TransformerConfig(BertSizes, DiffusionModelConfig):
     """A diffusion model that is a transformer."""
 
 

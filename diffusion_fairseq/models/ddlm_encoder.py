@@ -47,6 +47,9 @@ class DDLMEncoder(nn.Module):
         """
         check_sizes(cfg)
         dim = cfg.model_dim
+        if cfg.rotary and dim // cfg.attention_heads % 2:
+            raise UserError(f"--rotary needs heads of an even width, got {dim // cfg.attention_heads}: --model-dim "
+                            f"{dim} over --attention-heads {cfg.attention_heads}")
         self.up_projection = nn.Linear(cfg.latent_dim * (2 if self.self_conditioning else 1), dim)
         # Which positions are given and which are noised.
         self.marks = nn.Embedding(2, dim)

@@ -1,6 +1,6 @@
 """DiffuSeq: source and target in one sequence, denoised by one bidirectional encoder (Gong et al., 2022)."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from diffusion_fairseq.models.base import DiffusionModel, one_of
 from diffusion_fairseq.models.condition import Encoded, Memory, Prompt
 from diffusion_fairseq.models.config import NOISING, DiffuSeqConfig
 from diffusion_fairseq.models.diffusion_lm import EncoderOnlyModel
+from diffusion_fairseq.models.noise import Schedule
 from diffusion_fairseq.models.presets import DIFFUSEQ
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.modules.length_predictor import LengthPredictor
@@ -125,7 +126,11 @@ class CausalSourceModel(DiffuSeqModel):
         if self.jitters_given:
             raise UserError("--jitter-source has no use with --causal-source, whose source is never noised: leave it "
                             "out")
+
+    def process(self, cfg: DiffuSeqConfig) -> Tuple[Schedule, str]:
+        """As DiffusionModel's, of the positions that are denoised: the target's."""
         self.longest_sequence = cfg.max_target_positions
+        return super().process(cfg)
 
     def encode(self, src_tokens: Tensor) -> Encoded:
         """The sources (B, S), padded on the right: hidden states and memory."""

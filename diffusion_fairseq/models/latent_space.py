@@ -54,6 +54,9 @@ class LatentSpace(Tables):
         cfg, weights = load(path, DiffusionModel)
         if "noise_schedule" not in cfg:
             raise UserError(f"{path}: {cfg['_name']} has no table of noise levels, and its x_t cannot be classified")
+        if "noising" in cfg:
+            raise UserError(f"{path}: {cfg['_name']} denoises its text after a source, which a classifier does not see:"
+                            " take a GENIE or a Diffusion-LM")
         # What the file is too old to know has its default.
         known = {field.name for field in dataclasses.fields(DiffusionModelConfig)} & set(cfg)
         options = DiffusionModelConfig(**{name: cfg[name] for name in known})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_fairseq.diffusion.processes import max_over_processes
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.config import FUNCTION_OPTIONS
 from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ class Persistent(LearnsTimesteps):
     Args:
         num_tokens: size of the target dictionary.
     """
+
+    # What the host is to compare with a checkpoint's options, whose weights do not show it.
+    function_options = FUNCTION_OPTIONS
 
     def __init__(self, num_tokens: int):
         super().__init__()
