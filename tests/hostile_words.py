@@ -55,6 +55,11 @@ OPTIONS = {
         "--diversity-rate 0.5 --no-early-stop": "--diversity-rate, --no-early-stop: not served.*leave it out",
         "--eos-token a --lm-weight 2": "--lm-weight, --eos-token: not served.*leave it out",
         "--results-path HERE/r --num-shards 2": "--results-path: all shards would write the same file; leave it out",
+        "--results-path HERE/r --resume-generation HERE/f": "--results-path would put the rest .*: leave it out, and",
+        "--rank-by mbr": "--rank-by acts only with --candidates above 1: give both, or leave it out",
+        "--bpe sentencepiece --sentencepiece-model HERE/f": "HERE/f is no sentencepiece model, or a part.*give",
+        "--bpe sentencepiece --sentencepiece-model HERE/f --sentencepiece-enable-sampling":
+            "--sentencepiece-enable-sampling draws splits that no --seed fixes: leave it out",
         "--dataset-impl lazy": "WORK/bin/test.src-tgt cannot be read with --dataset-impl lazy: leave it out",
     }.items()},
     "generate without --path": Case(f"generate WORK/bin {MODEL}", "--path is needed: the checkpoint"),

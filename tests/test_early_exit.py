@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from helpers import (
@@ -14,6 +16,7 @@ from diffusion_fairseq.denoiser import Denoiser
 from diffusion_fairseq.early_exit import Live, compaction
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
+from diffusion_fairseq.tasks.seq2seq_diffusion import say_at_the_end
 
 DICTIONARY = make_dictionary()
 MASKED = make_dictionary()
@@ -255,3 +258,14 @@ def test_the_entropy_under_guidance_is_that_of_the_model_with_its_condition():
                 for memory in (rows.memory, model.unconditional(rows.memory))]
     torch.testing.assert_close(found, seen[0])
     assert (found - seen[1]).abs().max() > 1e-3
+
+
+def test_the_steps_are_printed_where_the_log_is_closed(tmp_path, monkeypatch, capsys, caplog):
+    handler = logging.FileHandler(tmp_path / "generate-test.txt")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler, handler])
+    with caplog.at_level(logging.INFO):
+        say_at_the_end("4 of 5 steps")
+        assert caplog.messages == ["4 of 5 steps"] and not capsys.readouterr().err
+        handler.stream.close()
+        say_at_the_end("3 of 5 steps")
+    assert capsys.readouterr().err == "3 of 5 steps\n" and len(caplog.messages) == 1

@@ -161,7 +161,7 @@ def test_guided_texts_do_not_depend_on_the_batch(kind, options):
     for row in (0, 3, 7):
         alone, _ = generate(model, one_of(sample, row), guidance_scale=1.5, **options)
         assert texts(alone)[0] == texts(batch)[row]
-        assert alone[0][0]["score"] == pytest.approx(batch[row][0]["score"], abs=1e-5)
+        assert alone[0][0]["score"] == batch[row][0]["score"]
 
 
 @pytest.mark.parametrize("kind, empty", [("genie", [EOS, PAD, PAD]), ("lm", [MASK, MASK, PAD]),
@@ -328,7 +328,7 @@ def test_texts_led_by_a_classifier_do_not_depend_on_the_batch(prompted, more):
     for row in (0, 3, 7):
         alone, _ = generate(model, one_of(prompted.sample, row), **options)
         assert texts(alone)[0] == texts(batch)[row]
-        assert alone[0][0]["score"] == pytest.approx(batch[row][0]["score"], abs=1e-5)
+        assert alone[0][0]["score"] == batch[row][0]["score"]
 
 
 def test_a_classifier_leads_in_inference_mode_too(prompted):

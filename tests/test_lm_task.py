@@ -1,6 +1,7 @@
 """Task diffusion_lm: the sequences it makes of text, and what it refuses or warns about."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -116,6 +117,15 @@ def test_a_typed_line_that_is_too_long_is_warned_about(data, caplog):
     assert "nothing is left to write" in caplog.text
 
 
+@pytest.mark.parametrize("options, option", [({}, "16 .--tokens-per-sample"), ({"prompt_length": 8}, "8 .--prompt-l")])
+def test_a_line_to_continue_that_leaves_no_room_is_warned_about(data, caplog, options, option):
+    length = options.get("prompt_length", 16)
+    make_task(data, **options).build_dataset_for_inference([torch.tensor([4] * (length - 2) + [EOS])], [length - 1])
+    assert not caplog.text
+    make_task(data, **options).build_dataset_for_inference([torch.tensor([4] * (length - 1) + [EOS])], [length])
+    assert re.search(f"a line of {length - 1} tokens fills {option}.*nothing is left to write", caplog.text)
+
+
 @pytest.mark.parametrize("options", [{"num_shards": 2}, {"resume_generation": "out.txt"}])
 def test_typed_lines_are_neither_shared_out_nor_resumed(data, options):
     with pytest.raises(UserError, match="--num-shards and --resume-generation are of fairseq-generate"):
@@ -143,8 +153,11 @@ def test_a_space_before_a_typed_gap_is_no_given_token(data):
 
 def test_lines_of_unknown_words_are_warned_about(data, caplog):
     task, unknown = make_task(data), 3
-    task.build_dataset_for_inference([torch.tensor([4, unknown, EOS])], [3])
+    task.build_dataset_for_inference([torch.tensor([4, EOS])], [2])
     assert "not in the dictionary" not in caplog.text
+    task.build_dataset_for_inference([torch.tensor([4, unknown, EOS])], [3])
+    assert "1 tokens are not in the dictionary and are written as <unk>" in caplog.text
+    assert "most words" not in caplog.text
     task.build_dataset_for_inference([torch.tensor([4, unknown, unknown, unknown, EOS])], [5])
     assert "most words are not in the dictionary" in caplog.text
 

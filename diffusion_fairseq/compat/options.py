@@ -131,6 +131,11 @@ def check(given: Dict[str, Any]) -> None:
         if (number(given.get("num_shards")) or 1) > 1:
             raise UserError("--results-path: all shards would write the same file; leave it out and send what each "
                             "prints to a file of its own")
+        if given.get("resume_generation") is not None:
+            raise UserError("--results-path would put the rest of a generation in the place of what is there: leave it "
+                            "out, and append with --resume-generation FILE >> FILE")
+    if given.get("sentencepiece_enable_sampling"):
+        raise UserError("--sentencepiece-enable-sampling draws splits that no --seed fixes: leave it out")
     if given.get("log_file") is not None:
         check_folder("--log-file", os.path.dirname(given["log_file"]) or ".")
     for name in ("post_process", "eval_rouge_remove_bpe", "eval_bleu_remove_bpe"):

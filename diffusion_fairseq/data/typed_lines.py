@@ -25,6 +25,14 @@ def warn_of_unknown_words(lines: Sequence[Tensor], dictionary: Dictionary) -> No
                        "--sentencepiece-model FILE")
 
 
+def warn_of_kept_unknowns(lines: Sequence[Tensor], dictionary: Dictionary) -> None:
+    """Say how many tokens of typed lines will come back as the unknown one, because the text keeps what is typed."""
+    unknown = sum(int((line == dictionary.unk()).sum()) for line in lines)
+    if unknown and not mostly_unknown(lines, dictionary):
+        logger.warning(f"input: {unknown} tokens are not in the dictionary and are written as "
+                       f"{dictionary.unk_string()}")
+
+
 def without_lone_spaces(tokens: Tensor, dictionary: Dictionary, mask: int) -> Tensor:
     """Tokens (n,) without the spaces that stand before mask tokens: "a <mask> b" has one gap, and nothing given in it.
 

@@ -13,7 +13,7 @@ from diffusion_fairseq.models.learned_timesteps import LearnsTimesteps
 from diffusion_fairseq.models.persistence import check_finite
 from diffusion_fairseq.models.presets import LATENT_CLASSIFIER
 from diffusion_fairseq.models.registration import register
-from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.modules.packing import Packing, filled_up
 
 SHOWN = 12  # labels that an error lists
 
@@ -118,7 +118,8 @@ class LatentClassifierModel(LatentEncoder, LearnsTimesteps):
 
     def logits(self, xt: Tensor, t: Tensor, packing: Packing) -> Tensor:
         """Scores (R, labels) of x_t (R, L, D) at times t (R,) or (), float32."""
-        return self.head(self.dropout(packing.mean(self.hidden(xt, t, packing)))).float()
+        mean = self.dropout(packing.mean(self.hidden(xt, t, packing)))
+        return self.head(filled_up(mean, 0))[: len(xt)].float()
 
 
 def _listed(labels: List[str]) -> str:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_fairseq.modules.attention import KeyValue
-from diffusion_fairseq.modules.packing import ALIGNMENT, Packing
+from diffusion_fairseq.modules.packing import Packing, filled_up
 
 # Neighbours on either side that a position's pointer listens to.
 REACH = 4
@@ -68,10 +68,3 @@ class CopyHead(nn.Module):
         copied = packing.pack(copied.reshape(*query.shape[:2], -1))
         # Widened first: the last of an odd number of vector registers is computed in another way, with other bits.
         return estimate + self.gate(x).repeat(1, estimate.size(-1)).sigmoid() * (copied - estimate)
-
-
-def filled_up(x: Tensor, dim: int, fill: float = 0.0) -> Tensor:
-    """x with a dimension filled up to a multiple of ALIGNMENT: an entry of a product or of a softmax then has the same
-    bits whatever the batch (Packing has the same reason)."""
-    missing = -x.size(dim) % ALIGNMENT
-    return F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing), value=fill) if missing else x

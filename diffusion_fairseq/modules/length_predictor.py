@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from diffusion_fairseq.modules.packing import filled_up
+
 
 class LengthPredictor(nn.Module):
     """Scores every target length 0 .. max_length: a share by the absolute length, a share by the difference
@@ -23,8 +25,8 @@ class LengthPredictor(nn.Module):
     def forward(self, encoded: Tensor, mask: Tensor) -> Tensor:
         """encoded (B, S, dim), mask (B, S) bool -> scores (B, max_length + 1), float32."""
         weight = mask.to(encoded.dtype)[..., None]
-        mean = (encoded * weight).sum(dim=1) / weight.sum(dim=1)
-        absolute = self.absolute(mean).float()
+        mean = filled_up((encoded * weight).sum(dim=1) / weight.sum(dim=1), 0)
+        absolute, relative = (layer(mean)[: len(encoded)].float() for layer in (self.absolute, self.relative))
         lengths = torch.arange(absolute.size(1), device=encoded.device)
         difference = (lengths[None] - mask.sum(dim=1, keepdim=True)).clamp(-self.max_difference, self.max_difference)
-        return absolute + self.relative(mean).float().gather(1, difference + self.max_difference)
+        return absolute + relative.gather(1, difference + self.max_difference)

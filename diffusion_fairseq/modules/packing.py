@@ -3,11 +3,19 @@
 from typing import NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # The count of packed positions is padded to a multiple of this, so that a position's matrix products have the same
 # bits however many there are (whole vector registers sum alike).
 ALIGNMENT = 16
+
+
+def filled_up(x: Tensor, dim: int, fill: float = 0.0) -> Tensor:
+    """x with a dimension filled up to a multiple of ALIGNMENT: an entry of a product or of a softmax then has the same
+    bits whatever the batch."""
+    missing = -x.size(dim) % ALIGNMENT
+    return F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing), value=fill) if missing else x
 
 
 class Packing(NamedTuple):

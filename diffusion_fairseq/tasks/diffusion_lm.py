@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.prompt_dataset import PromptDataset, lengthened
-from diffusion_fairseq.data.typed_lines import without_lone_spaces
+from diffusion_fairseq.data.typed_lines import warn_of_kept_unknowns, without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
@@ -141,16 +141,23 @@ class DiffusionLMTask(MonolingualTask):
         if cfg.given_positions is not None:
             raise UserError("--given-positions is of the texts of a split: put a mask token into what is typed "
                             "wherever one is to be written")
+        warn_of_kept_unknowns(src_tokens, self.src_dict)
         src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
-        length = cfg.prompt_length or cfg.tokens_per_sample
-        prompts = [tokens if (tokens == self.mask).any() else
-                   lengthened(tokens[:-1], length, self.mask, self.src_dict.eos() if self.ends else None)
+        prompts = [self.cut_prompt(tokens) if (tokens == self.mask).any() else self.begun(tokens[:-1])
                    for tokens in src_tokens]
-        prompts = [self.cut_prompt(prompt) for prompt in prompts]
         found = PromptDataset(prompts, [len(prompt) for prompt in prompts], self.src_dict, self.mask,
                               GivenPositions(":"), seed=cfg.seed, shuffle=False, left_pad_source=False)
         found.tgt = found.tgt_sizes = None
         return found
+
+    def begun(self, words: Tensor) -> Tensor:
+        """The prompt that is continued after the words (n,) of a line without a mask token."""
+        option = "--tokens-per-sample" if self.cfg.prompt_length is None else "--prompt-length"
+        length = self.cfg.prompt_length or self.cfg.tokens_per_sample
+        if len(words) >= length - self.ends:
+            logger.warning(f"input: a line of {len(words)} tokens fills {length} ({option}), and nothing is left to "
+                           "write")
+        return lengthened(words, length, self.mask, self.src_dict.eos() if self.ends else None)
 
     def cut_prompt(self, prompt: Tensor) -> Tensor:
         """A prompt (n,) of at most --tokens-per-sample tokens; an end of sentence stays its last one."""

@@ -168,6 +168,7 @@ def check_sampling(cfg: SamplingConfig) -> None:
     for option, value, default, unused, needed in (
         ("--ddim-eta", cfg.ddim_eta, stock.ddim_eta, cfg.solver != "ddim", "--solver ddim"),
         ("--ddpm-variance", cfg.ddpm_variance, stock.ddpm_variance, cfg.solver != "ddpm", "--solver ddpm"),
+        ("--rank-by", cfg.rank_by, stock.rank_by, cfg.candidates * cfg.length_beam == 1, "--candidates above 1"),
         ("--classifier-scale", cfg.classifier_scale, stock.classifier_scale, alone, "--classifier"),
         ("--classifier-steps", cfg.classifier_steps, stock.classifier_steps, alone, "--classifier"),
         ("--classifier-fluency", cfg.classifier_fluency, stock.classifier_fluency, alone, "--classifier"),

@@ -323,19 +323,25 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         )
         if self.cfg.exit_patience is not None:
             # The host's commands have no hook for their end.
-            atexit.register(lambda: logger.info(generator.steps_histogram()))
+            atexit.register(lambda: say_at_the_end(generator.steps_histogram()))
         return generator
 
     def build_bpe(self, args):
         """The subword encoder, refused where it cannot have made the dictionary.
 
         Raises:
-            UserError: a file of the encoder is missing, or the sentencepiece model does not fit the source dictionary.
+            UserError: a file of the encoder is missing or none, or the sentencepiece model does not fit the source
+                dictionary.
         """
         try:
             bpe = super().build_bpe(args)
         except OSError as error:
             raise UserError(f"--bpe: {error}") from error
+        except RuntimeError as error:
+            if args._name != "sentencepiece":
+                raise
+            raise UserError(f"--sentencepiece-model {args.sentencepiece_model} is no sentencepiece model, or a part of "
+                            "one: give the one the data was made with") from error
         except MissingMandatoryValue as error:
             raise UserError(f"--bpe {args._name} needs --{error.key.replace('_', '-')}: the file the data was made "
                             "with") from error
@@ -376,3 +382,13 @@ def _bleu_of_sums(meters) -> float:
         sys_len=sums["_bleu_sys_len"], ref_len=sums["_bleu_ref_len"], smooth_method="exp",
     )
     return round(bleu.score, 2)
+
+
+def say_at_the_end(text: str) -> None:
+    """Log what is known when the command ends; print it where the log went into --results-path, which is closed by
+    then."""
+    streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
+    if any(stream is not None and stream.closed for stream in streams):
+        print(text, file=sys.stderr)
+    else:
+        logger.info(text)
