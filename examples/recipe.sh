@@ -59,11 +59,24 @@ train() { # options of fairseq-train
         --save-interval-updates 5000 --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
 }
 
+written() { # file, options of fairseq-generate -> the file; it goes on where the same command was interrupted
+    local file=$1 told=$1.command
+    shift
+    local command
+    command=$(printf '%q ' "$@" && sha256sum <"$work/averaged.pt")
+    if [[ ! -e $told || $(<"$told") != "$command" ]]; then
+        rm -f "$file"
+        echo "$command" >"$told"
+    fi
+    touch "$file"
+    fairseq-generate "$@" --resume-generation "$file" | tee -a "$file"
+}
+
 generate() { # options of fairseq-generate; glge: which of GLGE's evaluations of a set also scores
     python "$root/scripts/export_checkpoint.py" --ema "$work/checkpoints/checkpoint_last.pt" --output "$work/averaged.pt"
-    fairseq-generate "$work/data-bin" "${task[@]}" --path "$work/averaged.pt" --gen-subset test --bpe sentencepiece \
-        --sentencepiece-model "$work/sentencepiece.model" --diffusion-steps 50 --clamping --candidates 10 \
-        --nbest 10 --batch-size 64 "$@" | tee "$work/generated.txt"
+    written "$work/generated.txt" "$work/data-bin" "${task[@]}" --path "$work/averaged.pt" --gen-subset test \
+        --bpe sentencepiece --sentencepiece-model "$work/sentencepiece.model" --diffusion-steps 50 --clamping \
+        --candidates 10 --nbest 10 --batch-size 64 "$@"
     python "$root/scripts/evaluate.py" "$work/generated.txt" --references "$work/text/test.tgt" \
         --sources "$work/text/test.src" --train-target "$work/text/train.tgt" --json "$work/scores.json" \
         ${glge:+--glge "$glge"}

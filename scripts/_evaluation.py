@@ -56,7 +56,8 @@ class Evaluation:
     def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None,
                  bert_scorer=None, oracle: str = DEFAULT_ORACLE):
         self.references = [glge.without_marks(text) for text in references]
-        self.sources, self.glge_variant = sources, glge_variant
+        self.sources = None if sources is None else [glge.without_marks(text) for text in sources]
+        self.glge_variant = glge_variant
         self.bert_scorer, self.oracle = bert_scorer, oracle
         self.rows: dict[str, dict[str, float]] = {}
         self.diversity: dict[str, dict[str, float]] = {}

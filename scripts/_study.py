@@ -79,7 +79,7 @@ def generate(data: Path, task: str, checkpoint: Path, options: Sequence) -> Path
     """What fairseq-generate prints of a checkpoint, in a file beside it that is whole or not there; with the same
     options it is not made again."""
     output, told = checkpoint.with_name("generated.txt"), checkpoint.with_name("generated.json")
-    words = {"data": str(data), "options": list(map(str, options))}
+    words = {"data": str(data), "options": list(map(str, options)), **content_of(data)}
     if not output.exists() or read_rows(told) != words:
         told.unlink(missing_ok=True)
         unfinished = output.with_suffix(".partial")
@@ -194,6 +194,15 @@ def options_of(arguments: argparse.Namespace, names: Sequence[str],
         return sha256(given) if isinstance(given, (str, Path)) and Path(given).is_file() else given
 
     return json.loads(json.dumps({name: value(name) for name in names}, default=str))
+
+
+def content_of(*folders: Path) -> Dict[str, str]:
+    """What `keep_options` is to know data by, wherever it lies: the digest of its files, but for logs and the training
+    text, which may be large and for which its index stands."""
+    files = (file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file())
+    return {"content of the data": sha256(*(
+        file for file in files
+        if file.suffix == ".idx" or not (file.name.startswith("train") or file.suffix == ".log")))}
 
 
 def folder_of(variant: str, seed: int) -> str:

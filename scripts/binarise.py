@@ -31,6 +31,7 @@ SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
 LINES_AT_ONCE = 10000
 MADE_OF = "binarised.json"
 WORD_START = "\u2581"  # sentencepiece's space
+TRAINING_THREADS = 2  # a constant: the sums of sentencepiece, and so its model, depend on it
 SAMPLE = 2_000_000  # lines that subwords are learned from, at most
 LONGEST = 1 << 30  # bytes of a line: sentencepiece leaves out those of more than 4,192 without a word
 
@@ -62,7 +63,7 @@ def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
                 sentence_iterator=chain.from_iterable(_lines(text / f"train.{side}") for side in sides),
                 model_writer=learned, vocab_size=vocabulary, character_coverage=1.0,
                 user_defined_symbols=[MASK, *(WORD_START + word for word in symbols)], minloglevel=2,
-                input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=os.cpu_count() or 1,
+                input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=TRAINING_THREADS,
                 max_sentence_length=LONGEST,
             )
         except RuntimeError as error:
@@ -120,6 +121,19 @@ def preprocess(encoded: Path, sides: Sequence[str], binary: Path, options: Seque
     unfinished.replace(binary)
 
 
+def check_line_ends(path: Path) -> None:
+    """Refuse a carriage return within a line, where fairseq-preprocess would end it.
+
+    Raises:
+        DataError: with the line's number.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+                raise DataError(f"{path}, line {number}: a carriage return within the line would end it there: put a "
+                                "blank in its place")
+
+
 def fairseq_preprocess(folder: Path, options: Sequence[str], log: Path) -> None:
     """Binarise into a folder, with all that is said in a log.
 
@@ -173,6 +187,9 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
     options += ["--srcdict", str(dictionary)] if dictionary else \
         ["--nwordssrc", str(vocabulary), "--nwordstgt", str(vocabulary)] if words else []
     if words:
+        for split in SPLITS:
+            for side in sides:
+                check_line_ends(text / f"{split}.{side}")
         encoded = text
     else:
         encoder = encoder_of(text, sides, work, vocabulary, model, symbols)

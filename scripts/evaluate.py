@@ -222,7 +222,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--references", metavar="FILE", help="score against these lines, not the T- lines")
     parser.add_argument("--sources", metavar="FILE", help="compare with these lines, not the S- lines")
     parser.add_argument("--train-target", metavar="FILE", help="baseline: random lines of this file")
-    parser.add_argument("--seed", type=int, default=1,
+    parser.add_argument("--seed", type=count(0), default=1,
                         help="of that draw, of --take and of --confidence (default: %(default)s)")
     parser.add_argument("--system", action="append", default=[], type=named("NAME=FILE", str), metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
@@ -252,8 +252,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="bootstrap intervals that hold so many %% of the resamples (default: none)")
     parser.add_argument("--format", choices=[*TABLES, "json"], default="text", help="of what is printed")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here, with the metrics' signatures")
-    parser.add_argument("--examples", type=int, default=0, metavar="N", help="print so many texts")
-    return parser.parse_args(arguments)
+    parser.add_argument("--examples", type=count(0), default=0, metavar="N", help="print so many texts")
+    found = parser.parse_args(arguments)
+    if found.bertscore_layer is not None and found.bertscore is None:
+        parser.error("--bertscore-layer acts only with --bertscore: give both, or leave it out")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,6 +60,8 @@ def read_rows(args: argparse.Namespace) -> Rows:
         if rows.prefixes is None:
             # files of documents have empty lines between them, which are no texts
             lines = [line for line in lines if line.strip()]
+        if not lines:
+            raise UserError(f"--reference {args.reference} holds no text: name another file")
         rows.add(DATA, Outputs([lines]))
     return rows
 
@@ -125,7 +127,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the draw of texts (default: %(default)s)")
     parser.add_argument("--format", choices=[*TABLES, "json"], default="text", help="of what is printed")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here, with the metrics' signatures")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    for option, given, model in (("--bos", found.bos, found.scorer),
+                                 ("--prefix-tokens", found.prefix_tokens, found.scorer),
+                                 ("--scored", found.scored, found.scorer or found.mauve_model)):
+        if given and not model:
+            parser.error(f"{option} acts only with --scorer: give both, or leave it out")
+    return found
 
 
 def add_prefixes(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from typing import Dict, List, NamedTuple, Optional
 
 import _environment  # noqa: F401  says what this Python lacks
 from _generated import missing_ids, sentence_lines
+from _option_types import count
 
 from diffusion_fairseq.errors import UserError
 
@@ -94,7 +95,7 @@ def main(given: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="+", metavar="FILE", help="what the shards' fairseq-generate printed")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the whole; not one of the shards")
-    parser.add_argument("--sentences", type=int, default=0, metavar="N",
+    parser.add_argument("--sentences", type=count(1), default=0, metavar="N",
                         help="how many there must be (default: up to the highest id: the last ones' loss goes unseen)")
     arguments = parser.parse_args(given)
     if any(arguments.output.exists() and os.path.samefile(path, arguments.output) for path in arguments.shards

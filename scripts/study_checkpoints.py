@@ -26,6 +26,7 @@ from _evaluation import evaluate
 from _generated import Outputs, read_generated, read_lines
 from _option_types import count, named
 from _study import (
+    content_of,
     device_options,
     draw_bands,
     mean_of,
@@ -128,7 +129,8 @@ def scored(outputs: Outputs, arguments: argparse.Namespace) -> Dict[str, Dict[st
 def measure(checkpoints: List[Checkpoint], arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
     """The scores of every checkpoint, kept in `file` as soon as they are known."""
     rows = read_rows(file)
-    settings = {**options_of(arguments, SCORING), "generation": arguments.generation}
+    settings = {**options_of(arguments, SCORING), "generation": arguments.generation,
+                **content_of(arguments.work / "data-bin", arguments.work / "text")}
     for checkpoint in tqdm(checkpoints, unit=" checkpoints", disable=None):
         kept, content = rows.get(checkpoint.name, {}), sha256(checkpoint.file)
         if (kept.get("sha256"), kept.get("settings")) == (content, settings):

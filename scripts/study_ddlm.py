@@ -50,6 +50,7 @@ from _option_types import count, decimals, listed
 from _study import (
     add_study_options,
     by_variant,
+    content_of,
     folder_of,
     forget_others,
     keep_options,
@@ -274,7 +275,7 @@ def main() -> None:
     arguments.data = ":".join(str(folder.resolve()) for folder in shards)
     prepare_output(arguments)
     arguments.variants = variants_of(arguments)
-    keep_options(arguments.output, {"train": arguments.train, "data": arguments.data},
+    keep_options(arguments.output, {"train": arguments.train, "data": arguments.data, **content_of(*shards)},
                  {name: shlex.join(variant.options) for name, variant in arguments.variants.items()})
     judge = Judge(arguments)
     trained = measure(trainings(arguments), arguments.output / "trainings.json", arguments.jobs)

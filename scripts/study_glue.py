@@ -25,6 +25,7 @@ from _data import sha256
 from _option_types import named
 from _study import (
     add_study_options,
+    content_of,
     device_options,
     keep_options,
     mean_of,
@@ -222,7 +223,8 @@ def main() -> None:
             raise UserError(f"no checkpoint {file}")
     prepare_output(arguments)
     keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)},
-                 {name: sha256(file) if file else "" for name, file in arguments.starts.items()})
+                 {**{f"the data of {task}": content_of(arguments.work / task)["content of the data"] for task in there},
+                  **{name: sha256(file) if file else "" for name, file in arguments.starts.items()}})
     rows, chosen = study(arguments)
     report(arguments.output / "study", rows, f"{tables(arguments, rows, chosen)}every training: "
            f"{shlex.join(arguments.train)}\n", partial(plot, arguments, chosen))

@@ -6,12 +6,13 @@
 The label is looked for by another classifier than the one that leads: logistic regression over the counts of words
 (scikit-learn, which fairseq depends on), trained on TEXT/train.txt and train.label. Beside it stand the perplexity of
 a 3-gram model of TEXT/train.txt, with --scorer the AR-NLL under a causal language model, in nats a token, and dist-2.
-The row "held out" is what TEXT/valid.txt has of the label. Writes .json (with every text), .txt and .png; interrupted,
-it goes on where it was: scales that the .json holds are not generated again. Other texts or measures need another
---output.
+The row "held out" is as many lines as are written, drawn from those of the label in TEXT/valid.txt. Writes .json (with
+every text), .txt and .png; interrupted, it goes on where it was: scales that the .json holds are not generated again.
+Other texts or measures need another --output.
 """
 
 import argparse
+import random
 import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -195,6 +196,8 @@ def main() -> None:
     if not own:
         raise UserError(f"--label {arguments.label!r} is not in {arguments.text / 'valid.label'}, so that no held-out "
                         "text can stand beside those that are written")
+    # dist-2 falls with the number of texts: as many as are written.
+    own = random.Random(arguments.seed).sample(own, min(arguments.samples, len(own)))
     rows = run(Writer(arguments), judge, own, arguments.scales, named(arguments.output, ".json"), options)
     accuracy = 100 * judge.classifier.score(*held_out)
     by = "no --scorer" if scorer is None else scorer.name

@@ -41,6 +41,7 @@ from _option_types import count, numbers
 from _study import (
     add_study_options,
     by_variant,
+    content_of,
     draw_bands,
     folder_of,
     forget_others,
@@ -208,10 +209,10 @@ def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, C
 
 def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, levels: list[int]) -> str:
     """Validation, equal noise, texts."""
-    last = {name: {key: mean_of([row["curves"][key][-1][1] for row in rows if row["curves"].get(key)], 4)
-                   for key in VALID} for name, rows in variants.items()}
-    updates = max(points[-1][0] for rows in variants.values() for row in rows for points in row["curves"].values())
-    said = [f"valid, after {updates} updates\n\n{text_table(last, VALID)}"]
+    last = {name: {"updates": mean_of([max(points[-1][0] for points in row["curves"].values()) for row in rows], 0),
+                   **{key: mean_of([row["curves"][key][-1][1] for row in rows if row["curves"].get(key)], 4)
+                      for key in VALID}} for name, rows in variants.items()}
+    said = [f"valid, at the last update, whose weights all tables are of\n\n{text_table(last, ('updates', *VALID))}"]
     for whose, key in product(WHOSE, LEVEL_MEASURES):
         cells = {name: {str(level): mean_of([y for row in rows for x, y in level_curve(row, whose, key, [level])], 3)
                         for level in levels} for name, rows in variants.items()}
@@ -310,7 +311,8 @@ def main() -> None:
     arguments.work = arguments.work.resolve()
     length = tokens_per_sample(arguments) if arguments.steps else 0
     prepare_output(arguments)
-    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)}, arguments.variants)
+    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work),
+                                    **content_of(arguments.work / "data-bin", text)}, arguments.variants)
     judge = data = None
     if arguments.steps:
         corpus = ngram.read_corpus(line for _, line in numbered_lines(str(text / "train.txt")))

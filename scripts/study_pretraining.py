@@ -22,6 +22,7 @@ from _generated import read_generated, read_lines
 from _option_types import count
 from _study import (
     add_study_options,
+    content_of,
     forget_others,
     generate,
     keep_options,
@@ -165,7 +166,8 @@ def main() -> None:
     arguments.bpe_model = arguments.bpe_model and arguments.bpe_model.resolve()
     arguments.checkpoint = [origin._replace(file=origin.file.resolve()) for origin in arguments.checkpoint]
     prepare_output(arguments)
-    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work)},
+    content = content_of(arguments.work / "data-bin", arguments.work / "text")
+    keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work), **content},
                  {f"{origin.updates} updates": sha256(origin.file) for origin in arguments.checkpoint})
     file = arguments.output / "study.json"
     forget_others(file, options_of(arguments, SCORING))

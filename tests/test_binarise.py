@@ -68,3 +68,12 @@ def test_subwords_are_learned_of_long_lines_too(tmp_path):
     run_script("binarise.py", tmp_path, "--vocabulary", "10", "--workers", "1")
     assert "100.0%" not in (said := (tmp_path / "preprocess.log").read_text()) and said.count("0.0% replaced") == 6
     assert "\N{LATIN SMALL LETTER O WITH DIAERESIS}" in (tmp_path / "data-bin/dict.src.txt").read_text()
+
+
+def test_a_carriage_return_within_a_line_of_words_is_refused(tmp_path):
+    (tmp_path / "text").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "text" / f"{split}.src").write_bytes(b"one\r\ntwo a\rb\n")
+        (tmp_path / "text" / f"{split}.tgt").write_bytes(b"eins\nzwei\n")
+    refused = run_script("binarise.py", tmp_path, "--words", "--workers", "1", check=False)
+    assert refused.returncode == 1 and "train.src, line 2: a carriage return within the line" in refused.stderr

@@ -44,6 +44,11 @@ def test_no_sentence_in_a_batch_or_nothing_at_all():
     assert "rouge_l" not in logged.get_smoothed_values()
 
 
+def test_words_are_not_joined_as_if_they_were_subwords():
+    with pytest.raises(UserError, match="no subwords of sentencepiece.*give subword_nmt, or none"):
+        make_eval(eval_rouge_remove_bpe="sentencepiece")
+
+
 @pytest.mark.parametrize("option", ["eval_rouge_steps", "eval_rouge_sentences"])
 def test_numbers_out_of_range(option):
     with pytest.raises(UserError, match="at least 1"):

@@ -65,6 +65,16 @@ def test_recipe_runs_from_raw_files_to_scores(tmp_path, verses, name):
     assert ("\u2581[x_sep] " in (work / "data-bin/dict.tgt.txt").read_text(encoding="utf-8")) == (name == "cnndm")
     hypotheses = [line for line in (work / "generated.txt").read_text().splitlines() if line.startswith("H-")]
     assert len(hypotheses) == 2 * 24
+    if name == "gigaword":  # goes on where it was interrupted, and begins anew with other options
+        whole = (work / "generated.txt").read_bytes()
+        (work / "generated.txt").write_bytes(whole[: len(whole) // 2])
+        script, *arguments = steps[-1]
+        assert "batches are there" in recipe(name, script, work, *arguments).stdout
+        again = (work / "generated.txt").read_text().splitlines()
+        assert [line for line in again if line.startswith("H-")] == hypotheses
+        assert " 0 of " not in recipe(name, script, work, *arguments, "--seed", 2).stdout
+        assert [line for line in (work / "generated.txt").read_text().splitlines()
+                if line.startswith("H-")] not in ([], hypotheses, 2 * hypotheses)
 
 
 def test_the_paraphrase_recipe_runs_from_a_table_of_questions_to_scores(tmp_path, verses):
@@ -178,6 +188,8 @@ def test_killed_in_the_middle_of_prepare_it_continues(tmp_path, verses):
 
 @pytest.mark.parametrize("system", ["transformer", "cmlm"])
 def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(tmp_path, verses, system):
+    long = (" ".join(["word"] * 1200), verses["test"][-1][1])  # longer than the host would take
+    verses = {**verses, "test": [*verses["test"][:-1], long]}
     stand_in(tmp_path / "raw", LAYOUTS["gigaword"][0], verses)
     work = tmp_path / "work"
     assert recipe("gigaword", "prepare", work, tmp_path / "raw", "--vocabulary", 500, "--workers", 1).returncode == 0

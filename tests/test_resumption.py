@@ -31,7 +31,7 @@ def test_wherever_the_file_ends_it_is_cut_at_a_batch_and_the_rest_is_left(tmp_pa
         assert done == sum(end >= start + len(b"S-5\t") for start in starts[1:])
         if end >= len(LOG) + len(b"S-1\t"):
             assert file.read_bytes() == WHOLE[: starts[done]]
-        file.write_bytes(file.read_bytes() + b"\n" + b"".join(lines(number) for batch in left for number in batch))
+        file.write_bytes(file.read_bytes() + b"".join(lines(number) for batch in left for number in batch))
         found = [line for line in file.read_bytes().split(b"\n") if line.startswith(b"P-")]
         assert sorted(found) == [b"P-%d\t-1.5" % number for number in range(6)]
 

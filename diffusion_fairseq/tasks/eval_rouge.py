@@ -8,6 +8,7 @@ from fairseq.data import Dictionary
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
 
+from diffusion_fairseq.data.typed_lines import SPACE
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.glge import without_marks
@@ -43,12 +44,15 @@ class EvalRouge:
     """Generates the first sentences of a validation set with few clamped steps and sums their ROUGE.
 
     Raises:
-        UserError: numbers out of range, or a model that cannot take so many steps.
+        UserError: numbers out of range, a model that cannot take so many steps, or subwords of another kind.
     """
 
     def __init__(self, cfg: EvalRougeConfig, model: BaseFairseqModel, dictionary: Dictionary):
         if cfg.eval_rouge_steps < 1 or cfg.eval_rouge_sentences < 1:
             raise UserError("--eval-rouge-steps and --eval-rouge-sentences must be at least 1")
+        if cfg.eval_rouge_remove_bpe == "sentencepiece" and not any(SPACE in word for word in dictionary.symbols):
+            raise UserError("--eval-rouge-remove-bpe sentencepiece: the dictionary has no subwords of sentencepiece, "
+                            "and all words of a text would become one: give subword_nmt, or none")
         self.cfg, self.dictionary = cfg, dictionary
         sampling = SamplingConfig(diffusion_steps=cfg.eval_rouge_steps, clamping=True, seed=1)
         trained = getattr(model.schedule, "num_timesteps", cfg.eval_rouge_steps)

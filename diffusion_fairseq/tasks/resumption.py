@@ -54,7 +54,15 @@ def left_to_generate(batches: Sequence[Sequence[int]], path: str) -> Sequence[Se
                             "the run that was interrupted")
         if rest:
             os.truncate(path, sentences[place].offset)
+        elif not done:
+            end_at_a_line(path)
     except OSError as error:
         raise UserError(f"--resume-generation {path}: {error.strerror}; name the file that the output of the "
                         "interrupted run went to") from error
     return batches[done:]
+
+
+def end_at_a_line(path: str) -> None:
+    """Cut what stands after a file's last line end."""
+    with open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -38,6 +38,8 @@ from diffusion_fairseq.tasks.updates import SharedUpdates
 
 logger = logging.getLogger(__name__)
 
+# What scripts/binarise.py calls the two sides.
+PAIR = ("src", "tgt")
 # Share of a dictionary's words that may be missing from a sentencepiece model: rare characters outside its alphabet.
 UNKNOWN_PIECES = 0.1
 # Options of fairseq's generation from left to right, which would change nothing here.
@@ -128,6 +130,9 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         folder = cls.check_options(cfg)
         if cfg.source_lang is None or cfg.target_lang is None:
             cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
+            dictionaries = [os.path.join(folder, f"dict.{side}.txt") for side in PAIR]
+            if cfg.source_lang is None and all(map(os.path.exists, dictionaries)):
+                cfg.source_lang, cfg.target_lang = PAIR  # dictionaries without pairs, as beside a model that ships
         if cfg.source_lang is None or cfg.target_lang is None:
             inside = os.path.join(folder, "data-bin")
             remedy = f"did you mean {inside}?" if os.path.isdir(inside) else \

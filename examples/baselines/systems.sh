@@ -16,5 +16,7 @@ esac
 [[ -d $work/data-bin ]] || { echo "error: no folder $work/data-bin; $usage" >&2 && exit 1; }
 if [[ $system != transformer ]]; then criterion=(--criterion nat_loss); else criterion=(); fi
 # --user-dir mends what is broken in the host; the systems are fairseq's own.
-common=("$work/data-bin" --user-dir "$root/diffusion_fairseq" --source-lang src --target-lang tgt)
+# Long sources are cut as the recipes cut them; otherwise the host would leave their pairs out, or refuse to generate.
+common=("$work/data-bin" --user-dir "$root/diffusion_fairseq" --source-lang src --target-lang tgt
+    --truncate-source --max-source-positions 512)
 shift 2
