@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_recipe_runs_from_raw_files_to_scores(tmp_path, verses, name):
     stand_in(tmp_path / "raw", layout, verses)
     work = tmp_path / "work"
     steps = (("prepare", tmp_path / "raw", "--vocabulary", 500, "--workers", 1), ("train", *SMALL),
-             ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2))
+             ("generate", "--cpu", "--diffusion-steps", 2, "--candidates", 2, "--nbest", 2, "--batch-size", 8))
     for script, *arguments in steps:
         done = recipe(name, script, work, *arguments)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -69,10 +70,10 @@ def test_recipe_runs_from_raw_files_to_scores(tmp_path, verses, name):
         whole = (work / "generated.txt").read_bytes()
         (work / "generated.txt").write_bytes(whole[: len(whole) // 2])
         script, *arguments = steps[-1]
-        assert "batches are there" in recipe(name, script, work, *arguments).stdout
+        assert re.search("[12] of 3 batches are there", recipe(name, script, work, *arguments).stderr)
         again = (work / "generated.txt").read_text().splitlines()
         assert [line for line in again if line.startswith("H-")] == hypotheses
-        assert " 0 of " not in recipe(name, script, work, *arguments, "--seed", 2).stdout
+        assert "0 of 3 batches are there" in recipe(name, script, work, *arguments, "--seed", 2).stderr
         assert [line for line in (work / "generated.txt").read_text().splitlines()
                 if line.startswith("H-")] not in ([], hypotheses, 2 * hypotheses)
 
