@@ -15,7 +15,7 @@ from diffusion_fairseq.compat.batches import (
 )
 from diffusion_fairseq.compat.bert import report_bad_bert
 from diffusion_fairseq.compat.checkpoints import force_weights_only, report_bad_checkpoints, safe_globals
-from diffusion_fairseq.compat.datasets import report_bad_data, report_bad_dictionaries
+from diffusion_fairseq.compat.datasets import report_bad_data, report_bad_dictionaries, truncate_sources
 from diffusion_fairseq.compat.help import show_all_options
 from diffusion_fairseq.compat.lines import report_bad_lines
 from diffusion_fairseq.compat.literals import literal_eval
@@ -55,6 +55,7 @@ MENDS = (
     report_bad_metric,
     report_bad_data,
     report_bad_dictionaries,
+    truncate_sources,
     report_bad_batches,
     save_whole_checkpoints,
     keep_results,

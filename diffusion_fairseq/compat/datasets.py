@@ -1,4 +1,5 @@
-"""Binarised data that is damaged or of another dictionary, and dictionaries that are none: named in one line."""
+"""Binarised data that is damaged or of another dictionary, and dictionaries that are none: named in one line; sources that
+are too long, cut where the host forgets to."""
 
 import os
 import struct
@@ -7,6 +8,7 @@ from typing import Optional
 import numpy as np
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.tasks import translation_lev
 
 from diffusion_fairseq.errors import UserError
 
@@ -37,6 +39,27 @@ def report_bad_data() -> None:
         return make(path, impl, fix_lua_indexing, dictionary)
 
     indexed_dataset.dataset_exists, indexed_dataset.make_dataset = dataset_exists, make_dataset
+
+
+def truncate_sources() -> None:
+    """Let --truncate-source cut the sources of --task translation_lev, too.
+
+    Both hosts: the option is of that task and does nothing there.
+    """
+    load, stock = translation_lev.load_langpair_dataset, translation_lev.TranslationLevenshteinTask.load_dataset
+
+    def cut(*args, max_source_positions, **kwargs):
+        # A start of sentence comes before what is cut.
+        return load(*args, max_source_positions=max_source_positions - 1, truncate_source=True, **kwargs)
+
+    def load_dataset(self, *args, **kwargs):
+        translation_lev.load_langpair_dataset = cut if self.cfg.truncate_source else load
+        try:
+            return stock(self, *args, **kwargs)
+        finally:
+            translation_lev.load_langpair_dataset = load
+
+    translation_lev.TranslationLevenshteinTask.load_dataset = load_dataset
 
 
 def check_both(path: str) -> None:
