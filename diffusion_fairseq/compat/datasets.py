@@ -1,5 +1,5 @@
-"""Binarised data that is damaged or of another dictionary, and dictionaries that are none: named in one line; sources that
-are too long, cut where the host forgets to."""
+"""Binarised data that is damaged or of another dictionary, and dictionaries that are none: named in one line. Sources
+that are too long: cut where the host forgets to."""
 
 import os
 import struct
