@@ -50,14 +50,14 @@ class EvalRouge:
     def __init__(self, cfg: EvalRougeConfig, model: BaseFairseqModel, dictionary: Dictionary):
         if cfg.eval_rouge_steps < 1 or cfg.eval_rouge_sentences < 1:
             raise UserError("--eval-rouge-steps and --eval-rouge-sentences must be at least 1")
-        if cfg.eval_rouge_remove_bpe == "sentencepiece" and not any(SPACE in word for word in dictionary.symbols):
-            raise UserError("--eval-rouge-remove-bpe sentencepiece: the dictionary has no subwords of sentencepiece, "
-                            "and all words of a text would become one: give subword_nmt, or none")
         self.cfg, self.dictionary = cfg, dictionary
         sampling = SamplingConfig(diffusion_steps=cfg.eval_rouge_steps, clamping=True, seed=1)
         trained = getattr(model.schedule, "num_timesteps", cfg.eval_rouge_steps)
         if cfg.eval_rouge_steps > trained:
             raise UserError(f"--eval-rouge-steps {cfg.eval_rouge_steps} exceeds the {trained} timesteps of the model")
+        if cfg.eval_rouge_remove_bpe == "sentencepiece" and not any(SPACE in word for word in dictionary.symbols):
+            raise UserError("--eval-rouge-remove-bpe sentencepiece: the dictionary has no subwords of sentencepiece, "
+                            "and all words of a text would become one: give subword_nmt, or none")
         self.generator = DiffusionGenerator(model, dictionary, sampling)
 
     def sums(self, sample: Dict[str, Any]) -> Dict[str, float]:
