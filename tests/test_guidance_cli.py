@@ -148,7 +148,7 @@ def test_the_recipe_runs_from_the_verses_to_led_texts(tmp_path, monkeypatch):
         done = recipe("control", script, tmp_path, *arguments)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     lines = (tmp_path / "text" / "test.txt").read_text().splitlines()
-    found = hypotheses((tmp_path / "generated.txt").read_text())
-    assert len(found) == len(lines) and (tmp_path / "scores.json").exists()
+    found = hypotheses((tmp_path / "generated-web.txt").read_text())
+    assert len(found) == len(lines) and (tmp_path / "scores-web.json").exists()
     done = recipe("control", "generate", tmp_path)
     assert done.returncode != 0 and "usage: bash examples/control/generate.sh LABEL" in done.stderr
