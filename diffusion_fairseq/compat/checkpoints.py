@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -132,6 +132,17 @@ def misfit(filename: str, error: BaseException, model, in_save_dir: bool) -> Use
     return UserError(f"checkpoint {filename} does not fit this model: {remedy}{anew} ({one_line(str(error))})")
 
 
+def not_resumed(filename: str, error: Exception, trainer: Trainer) -> Optional[UserError]:
+    """What to say where the host cannot train on from a checkpoint; None where its words are other ones."""
+    said = str(error)
+    if isinstance(error, AssertionError) and said.startswith(("Criterion does not match", "Optimizer does not match")):
+        return cannot_go_on(filename, said)
+    if said.startswith("Cannot load model parameters from checkpoint"):
+        in_save_dir = os.path.dirname(filename) == trainer.cfg.checkpoint.save_dir.rstrip("/")
+        return misfit(filename, error.__context__, trainer.cfg.model, in_save_dir)
+    return None
+
+
 def other_options(state: dict, model) -> List[str]:
     """The options that a checkpoint's model had and this one has not; empty where its settings are no mapping, as those
     of stock architectures. An --arch stands for all that it implies."""
@@ -236,15 +247,10 @@ def report_bad_checkpoints() -> None:
             return found
         except UserError as error:
             raise about([filename], error) from error
-        except AssertionError as error:
-            if not str(error).startswith(("Criterion does not match", "Optimizer does not match")):
-                raise
-            raise cannot_go_on(filename, str(error)) from error
         except Exception as error:
-            if not str(error).startswith("Cannot load model parameters from checkpoint"):
+            if (told := not_resumed(filename, error, self)) is None:
                 raise
-            in_save_dir = os.path.dirname(filename) == self.cfg.checkpoint.save_dir.rstrip("/")
-            raise misfit(filename, error.__context__, self.cfg.model, in_save_dir) from error
+            raise told from error
         finally:
             reading.clear()
 
