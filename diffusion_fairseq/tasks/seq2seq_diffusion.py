@@ -394,6 +394,6 @@ def say_at_the_end(text: str) -> None:
     then."""
     streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
     if any(stream is not None and stream.closed for stream in streams):
-        print(text, file=sys.stderr)
+        sys.stderr.write(f"{text}\n")
     else:
         logger.info(text)
