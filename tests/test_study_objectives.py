@@ -132,6 +132,8 @@ def test_study_compares_continues_and_takes_more_seeds(tmp_path):
         assert row["texts"]["perplexity"] > 1 and 0 < row["texts"]["dist-1 %"] <= 100
     assert rows["square-seed1"]["levels"] != rows["pw-lin-seed1"]["levels"]
     assert (tmp_path / "study/study.png").stat().st_size > 20000
+    for variant in ("square", "pw lin"):
+        assert re.search(f"^{variant} +12 ", first.stdout, re.M)
     for said in ("valid, at the last update", "updates", "mse at log-SNR of the schedule",
                  "accuracy at log-SNR of the emb", "data"):
         assert said in first.stdout and said in (tmp_path / "study/study.txt").read_text()

@@ -18,17 +18,14 @@ def mostly_unknown(lines: Sequence[Tensor], dictionary: Dictionary) -> bool:
     return 2 * int((tokens == dictionary.unk()).sum()) > int((tokens != dictionary.eos()).sum())
 
 
-def warn_of_unknown_words(lines: Sequence[Tensor], dictionary: Dictionary) -> None:
-    """Say so where typed lines have almost no word of the dictionary: they were not split into its subwords."""
+def warn_of_unknown_words(lines: Sequence[Tensor], dictionary: Dictionary, kept: bool) -> None:
+    """Say so where typed lines have almost no word of the dictionary: they were not split into its subwords; or, where
+    the text keeps what is typed, how many tokens will come back as the unknown one."""
+    unknown = sum(int((line == dictionary.unk()).sum()) for line in lines)
     if mostly_unknown(lines, dictionary):
         logger.warning("most words are not in the dictionary: is it one of subwords? then give --bpe sentencepiece "
                        "--sentencepiece-model FILE")
-
-
-def warn_of_kept_unknowns(lines: Sequence[Tensor], dictionary: Dictionary) -> None:
-    """Say how many tokens of typed lines will come back as the unknown one, because the text keeps what is typed."""
-    unknown = sum(int((line == dictionary.unk()).sum()) for line in lines)
-    if unknown and not mostly_unknown(lines, dictionary):
+    elif kept and unknown:
         logger.warning(f"input: {unknown} tokens are not in the dictionary and are written as "
                        f"{dictionary.unk_string()}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.prompt_dataset import PromptDataset, lengthened
-from diffusion_fairseq.data.typed_lines import warn_of_kept_unknowns, without_lone_spaces
+from diffusion_fairseq.data.typed_lines import without_lone_spaces
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
@@ -141,7 +141,6 @@ class DiffusionLMTask(MonolingualTask):
         if cfg.given_positions is not None:
             raise UserError("--given-positions is of the texts of a split: put a mask token into what is typed "
                             "wherever one is to be written")
-        warn_of_kept_unknowns(src_tokens, self.src_dict)
         src_tokens = [without_lone_spaces(tokens, self.src_dict, self.mask) for tokens in src_tokens]
         prompts = [self.cut_prompt(tokens) if (tokens == self.mask).any() else self.begun(tokens[:-1])
                    for tokens in src_tokens]

@@ -247,7 +247,7 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
         """
         if self.cfg.num_shards > 1 or self.cfg.resume_generation is not None:
             raise UserError("--num-shards and --resume-generation are of fairseq-generate: leave them out")
-        warn_of_unknown_words(src_tokens, self.src_dict)
+        warn_of_unknown_words(src_tokens, self.src_dict, kept=self.prompts)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None) -> LanguagePairDataset:
         """Sources alone, cut, for fairseq-interactive."""
