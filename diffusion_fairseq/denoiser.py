@@ -1,7 +1,8 @@
 """What a solver calls: the model, with self-conditioning, clamping and given tokens wrapped round it."""
 
+from collections import deque
 from functools import partial
-from typing import NamedTuple, Optional
+from typing import Deque, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -73,14 +74,14 @@ class Denoiser:
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
         denoise = model.denoise
+        self._hidden: Deque[Tensor] = deque(maxlen=1)
         if model.predicts_tokens:
-            # Normalised once for all steps.
-            denoise = partial(denoise, temperature=temperature, watch=self._watch, vectors=model.vectors.float())
+            # Normalised once for all steps. No method of its own is handed over: what refers to itself outlives a batch.
+            denoise = partial(denoise, temperature=temperature, watch=self._hidden.append,
+                              vectors=model.vectors.float())
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
         self.denoise = self.guidance or denoise
         self.estimate: Optional[Tensor] = None
-        # What the layers made of the packed positions (n, model_dim), in a model that predicts tokens.
-        self.hidden: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
         self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
@@ -105,14 +106,28 @@ class Denoiser:
 
     def tokens(self, x0: Tensor) -> Tensor:
         """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
-        estimate that was clamped last."""
-        tokens = self.clamped_tokens
-        if x0 is not self.clamped:
-            tokens = self.rows.packing.unpack(self.likeliest(self.rows.packing.pack(x0)))
+        estimate that was clamped last. Of the last estimate of a model that predicts tokens its likeliest ones: while it
+        is unsure, their mean embedding is nearest to others."""
+        packing = self.rows.packing
+        if x0 is self.clamped:
+            tokens = self.clamped_tokens
+        elif x0 is self.estimate and self._predicts:
+            tokens = packing.unpack(self.model.likeliest_tokens(self.hidden, self.forbidden))
+        else:
+            tokens = packing.unpack(self.likeliest(packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
 
-    def _watch(self, hidden: Tensor) -> None:
-        self.hidden = hidden
+    @property
+    def hidden(self) -> Optional[Tensor]:
+        """What the layers made of the packed positions (n, model_dim) at the last evaluation, in a model that predicts
+        tokens; else None."""
+        return self._hidden[0] if self._hidden else None
+
+    @property
+    def _predicts(self) -> bool:
+        """Whether the model's own prediction of tokens is known. Of what classifier-free guidance makes of two only the
+        estimate is."""
+        return self.hidden is not None and self.guidance is None
 
     def entropy(self, packing: Packing) -> Tensor:
         """The entropy (n,) in nats of p(token | x_t, t) at packed positions, at the last evaluation: of what the model
@@ -122,17 +137,16 @@ class Denoiser:
 
     def log_probabilities(self, chosen: Tensor, tokens: Tensor) -> Tensor:
         """How sure the model is of tokens (n, L) of the chosen rows, as `entropy` is: their log p (n, L) in nats, 0 at
-        padding and at given tokens. Of what classifier-free guidance makes of two predictions only the estimate is
-        known, and how surely it rounds.
+        padding and at given tokens.
 
         Args:
             chosen: (R,) bool, n of them.
         """
         mask = self.rows.generated[chosen]
         packing = Packing.of(mask)
-        predicted = self.hidden is not None and self.guidance is None
-        x = self.rows.packing.unpack(self.hidden) if predicted else self.estimate
-        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden, predicted)
+        x = self.rows.packing.unpack(self.hidden) if self._predicts else self.estimate
+        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden,
+                                           self._predicts)
         return packing.unpack(log)
 
     def mean_entropy(self, chosen: Tensor) -> Tensor:

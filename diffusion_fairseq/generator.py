@@ -92,6 +92,8 @@ class DiffusionGenerator:
         self.step = guided_step(self.step, model, sampling)
         self.steps_used: Counter = Counter()
         self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), dictionary.bos()}
+        if sampling.joint_sampling:  # it parts source and target; the host leaves out ends in any case
+            self.symbols_to_strip_from_output.remove(dictionary.pad())
         if FIRST_WORD_PIECE in dictionary:
             self.symbols_to_strip_from_output.add(dictionary.index(FIRST_WORD_PIECE))
         self.fillers = [index for index, symbol in enumerate(dictionary.symbols) if is_filler(symbol)]
@@ -148,7 +150,7 @@ class DiffusionGenerator:
             models: the model this generator was built with, alone in a list.
             sample: net_input.src_tokens (B, S).
         Returns:
-            B lists of hypotheses: tokens (n,), ending in eos; positional_scores (n,), log-probabilities of the
+            B lists of hypotheses: tokens (n,), ending in eos where one was written; positional_scores (n,), log-probabilities of the
             rounded tokens in nats; score, their mean; steps; history with --retain-iter-history.
         """
         if prefix_tokens is not None or constraints is not None:
@@ -214,7 +216,7 @@ class DiffusionGenerator:
                 live = live.after(denoise.tokens(state.pred_x0))
                 if drafts.history is not None:
                     active = live.active
-                    drafts.history[step - 1 :, live.origin[active], : denoise.rows.width] = live.tokens[active]
+                    drafts.history[step - 1, live.origin[active], : denoise.rows.width] = live.tokens[active]
                 settled = live.unchanged >= (num_steps if patience is None else patience)
                 leaving = live.active if step == num_steps else self._sure(denoise, live.active & settled)
                 if leaving.any():
@@ -318,16 +320,16 @@ class DiffusionGenerator:
             given_words = None if words is None else words[row, text].nonzero()
             least = 0 if given_words is None or not len(given_words) else int(given_words.max()) + 1
             if self.sampling.joint_sampling:
-                text, begin, least = slice(0, end), 0, begin
-            kept = self._kept(tokens[row, text], least)
-            positional = scores[row, begin : begin + kept].clone()
+                text = slice(0, end)
+            kept, found = self._text(tokens[row, text], least)
+            positional = scores[row, text][kept]
             # Given tokens count neither as sure nor as tokens.
-            own = written[row, begin : begin + kept].sum().clamp(min=1)
+            own = written[row, text][kept].sum().clamp(min=1)
             past = [] if history is None else history[: steps[row], row, text]
             hypotheses.append({
-                "tokens": self._ended(tokens[row, begin : begin + kept]), "positional_scores": positional,
+                "tokens": found, "positional_scores": positional,
                 "score": float(positional.sum() / own), "attention": None, "alignment": None, "steps": steps[row],
-                "history": [{"tokens": self._ended(step[: self._kept(step, least)])} for step in past],
+                "history": [{"tokens": self._text(step, least)[1]} for step in past],
             })
         return hypotheses
 
@@ -336,15 +338,21 @@ class DiffusionGenerator:
         padding = tokens == self.dictionary.pad()
         return padding | (tokens == self.dictionary.eos()) if self.ends else padding
 
-    def _kept(self, tokens: Tensor, least: int) -> int:
-        """How many positions belong to the text: at least so many, and up to the next end of sentence or padding, that
-        one included."""
-        ends = self._ends(tokens[least:])
-        return least + int(ends.int().argmax()) + 1 if ends.any() else len(tokens)
-
-    def _ended(self, tokens: Tensor) -> Tensor:
-        """The tokens with an end of sentence in place of a padding that ends them."""
-        return torch.where(tokens == self.dictionary.pad(), self.dictionary.eos(), tokens)
+    def _text(self, tokens: Tensor, least: int) -> Tuple[Tensor, Tensor]:
+        """The places (n,) of a row's tokens (L,) that belong to its text, and the tokens there: at least so many, and up
+        to the next end of sentence or padding, for which an end of sentence stands. Of source and target both, with
+        padding for the ends between them."""
+        ends = self._ends(tokens)
+        first = ends & ~F.pad(ends, (1, 0))[:-1]
+        marks = torch.full_like(tokens, self.dictionary.eos())
+        if self.sampling.joint_sampling:
+            before = first.cumsum(dim=0)
+            kept = (~ends & (before < 2)) | (first & (before <= 2))
+            marks[before == 1] = self.dictionary.pad()
+        else:
+            after = ends[least:]
+            kept = torch.arange(len(tokens)) < (least + int(after.int().argmax()) + 1 if after.any() else len(tokens))
+        return kept.nonzero().flatten(), torch.where(ends, marks, tokens)[kept]
 
 
 def _one_level_step(step, schedule, denoise, state: SamplerState, s: NoiseLevel, t: NoiseLevel, noise) -> SamplerState:

@@ -6,6 +6,8 @@ import json
 import re
 import unicodedata
 import zlib
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, NamedTuple
 
@@ -98,7 +100,7 @@ def piece_ends(path: Path, size: int, piece: int, at_empty_lines: bool) -> Itera
 def raw_lines(stream: BinaryIO, length: int | None = None) -> Iterator[tuple[int, bytes]]:
     """(number of the line from 1, its bytes) of `length` bytes of a stream, None for all of it.
 
-    A line longer than RAW_LINE comes in several parts that end between characters.
+    A line longer than RAW_LINE comes in several parts that end between characters, see `whole_lines`.
     """
     number, taken, rest = 1, 0, b""
     while (length is None or taken < length) and (block := stream.readline(RAW_LINE)):
@@ -116,6 +118,12 @@ def raw_lines(stream: BinaryIO, length: int | None = None) -> Iterator[tuple[int
         number += ended
     if rest:
         yield number, rest
+
+
+def whole_lines(numbered: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines whose parts are joined."""
+    for number, parts in groupby(numbered, key=itemgetter(0)):
+        yield number, b"".join(part for _, part in parts)
 
 
 def decode(raw: bytes, number: int) -> str:
@@ -160,7 +168,9 @@ class Documents:
         self.broken: list[int] = []
 
     def lines(self) -> Iterator[str]:
-        for number, raw in self.numbered:
+        # A line of text may come in parts; a JSON object is read whole.
+        numbered = self.numbered if self.rules.json_field is None else whole_lines(self.numbered)
+        for number, raw in numbered:
             self.number = number
             self.bytes += len(raw)
             try:

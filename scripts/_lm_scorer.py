@@ -28,9 +28,11 @@ def load_scorer(option: str, name: str, gguf: str | None = None, device: str = "
         gguf: file of the folder with both, instead of transformers' own.
         head: with the layer that predicts words; without, models of other kinds load, too, for their hidden states.
     Raises:
-        UserError: a package, the model or the device is missing.
+        UserError: a package, the model or the device is missing, or the model is damaged.
     """
     transformers = import_transformers(option)
+    from safetensors import SafetensorError  # comes with transformers
+
     check_device(device)
     folder = Path(name)
     # the hub takes any path for the name of a repository, and an absent folder would be looked for there
@@ -45,7 +47,7 @@ def load_scorer(option: str, name: str, gguf: str | None = None, device: str = "
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
     except ImportError as error:
         raise UserError(f"{option} {name}: {first_line(error)}: {INSTALL}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{option} {name}: {first_line(error)}; {remedy(folder)}") from None
     return Scorer(model, tokenizer, title(folder, name, gguf, model))
 

@@ -101,6 +101,12 @@ def test_a_line_of_any_length_is_read_in_parts_between_characters(monkeypatch):
     assert parts[-1] == (2, b"next\n")
 
 
+def test_a_json_object_of_any_length_is_read_whole(monkeypatch):
+    monkeypatch.setattr(_corpus, "RAW_LINE", 7)
+    assert read_documents(json.dumps({"t": "a long é text"}).encode() + b'\n{"t": "b"}\n', json_field="t") == [
+        ["a long é text"], ["b"]]
+
+
 @pytest.mark.parametrize("at_empty_lines", [True, False])
 @pytest.mark.parametrize("piece", [1, 10, 50, 10_000])
 def test_pieces_of_a_file_have_its_documents(tmp_path, piece, at_empty_lines):

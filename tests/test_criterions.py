@@ -8,10 +8,12 @@ from fairseq.logging import metrics
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from helpers import make_dictionary, make_diffuseq, make_genie, make_sample
 
+from diffusion_fairseq.criterions.anchor import DiffusionAnchorConfig, DiffusionAnchorCriterion
 from diffusion_fairseq.criterions.base import draw_timesteps
 from diffusion_fairseq.criterions.vlb import DiffusionVLBConfig, DiffusionVLBCriterion
 from diffusion_fairseq.diffusion.noise import Draws
 from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.models.training_pass import GRADIENT_PATHS
 from diffusion_fairseq.tasks.updates import SharedUpdates, finite_gradient
 
 DICTIONARY = make_dictionary()
@@ -182,6 +184,20 @@ def test_weights_of_the_terms():
     criterion = make_criterion(mse_weight=2.0, rounding_weight=3.0, prior_weight=5.0, length_weight=7.0)
     loss, _, log = criterion(model, sample)
     torch.testing.assert_close(loss, 2 * log["mse"] + 3 * log["rounding"] + 5 * log["prior"] + 7 * log["length"])
+
+
+@pytest.mark.parametrize("criterion", [
+    DiffusionVLBCriterion(DiffusionVLBConfig(rounding_weight=0.0), task=None),
+    DiffusionAnchorCriterion(DiffusionAnchorConfig(anchor_weight=0.0), task=None),
+    DiffusionAnchorCriterion(DiffusionAnchorConfig(anchor_weight=0.0, detach=",".join(GRADIENT_PATHS)), task=None),
+], ids=["vlb", "anchor", "detached"])
+def test_a_weight_of_0_leaves_the_term_out(criterion):
+    model = make_genie(DICTIONARY).train()
+    loss, _, log = criterion(model, make_sample(DICTIONARY, [5, 9, 6]))
+    assert log.keys() >= {"mse", "prior"} and not log.keys() & {"rounding", "anchor"}
+    loss.backward()  # several processes share a gradient of every parameter
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert not model.rounding_bias.grad.any()
 
 
 def test_loss_aware_sampler_learns_from_training_alone():

@@ -1,5 +1,7 @@
 """DDLM: score interpolation over embeddings of fixed length, noised by sigma = t."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -190,6 +192,24 @@ def test_the_score_of_a_text_is_the_probability_that_the_model_gives_its_tokens(
     torch.testing.assert_close(found["positional_scores"], expected.masked_fill(given, 0.0))
     assert found["score"] == pytest.approx(expected[~given].mean().item(), rel=1e-5)
     assert found["score"] < -1
+    # The tokens are those that it prefers; the mean embedding of an unsure model is nearest to others.
+    assert found["tokens"][~given].equal(logits.argmax(dim=-1)[~given])
+
+
+def test_what_estimates_does_not_outlive_its_batch():
+    generator = DiffusionGenerator(MODEL, DICTIONARY, make_sampling(diffusion_steps=2, solver="euler"))
+    tokens = batch("ab____c")["net_input"]["src_tokens"]
+    gc.disable()
+    try:
+        (_, rows), = generator.buckets(MODEL.encode(tokens), tokens, torch.zeros(1, dtype=torch.int64))
+        denoise = None
+        for denoise, *_ in generator.trajectory(rows):
+            pass
+        estimated = weakref.ref(denoise)
+        del denoise, _
+        assert estimated() is None
+    finally:
+        gc.enable()
 
 
 def test_the_health_of_embeddings_is_of_those_that_are_used():

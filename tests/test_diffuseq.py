@@ -111,6 +111,43 @@ def test_joint_sampling_writes_both_sides_and_heeds_no_source():
         write(make_diffuseq(DICTIONARY), sample, joint_sampling=True)
 
 
+def test_with_full_noising_the_network_is_never_fed_the_clean_source():
+    """Its previous estimate is its own at all positions, in generation and in validation as in training."""
+    model = make_diffuseq(DICTIONARY, noising="full", self_conditioning=True, length_model="fixed")
+    sample, fed, made = make_sample(DICTIONARY, [5]), [], []
+    network = model.network
+
+    def watched(xt, t, memory, packing, previous):
+        fed.append(previous)
+        made.append(network(xt, t, memory, packing, previous))
+        return made[-1]
+
+    model.network = watched
+    write(model, sample, diffusion_steps=4)
+    assert fed[0] is None and all(previous.equal(output) for previous, output in zip(fed[1:], made))
+    fed.clear(), made.clear()
+    source = sample["net_input"]["src_tokens"]
+    for number in range(8):  # half of them with a first estimate
+        model.eval()(source, sample["target"], torch.tensor([900]), draws=Draws(torch.Generator().manual_seed(number)))
+    estimates = [(output, previous) for output, previous in zip(made, fed[1:]) if previous is not None and previous.any()]
+    assert estimates and all(previous.equal(output) for output, previous in estimates)
+
+
+@pytest.mark.parametrize("tokens, expected", [
+    ("abee fgeee", "ab|fge"), ("ab__ fg___", "ab|fge"), ("abe fg", "ab|fg"), ("abcd", "abcd"), ("abe", "ab|"),
+    ("efge", "|fge"), ("abefg_hi", "ab|fge")])
+def test_pairs_are_parted_where_the_source_ends(tokens, expected):
+    generator = DiffusionGenerator(make_diffuseq(DICTIONARY, noising="full"), DICTIONARY,
+                                   make_sampling(joint_sampling=True))
+    index = {"e": EOS, "_": PAD, "|": PAD, **{letter: EOS + 2 + i for i, letter in enumerate("abcdfghi")}}
+    row = torch.tensor([index[letter] for letter in tokens.replace(" ", "")])
+    places, found = generator._text(row, 0)
+    assert found.tolist() == [index[letter] for letter in expected] and len(places) == len(found)
+    kept = [letter for letter in expected if letter not in "|e"]
+    assert [index[letter] for letter in kept] == [token for token in row[places].tolist() if token not in (EOS, PAD)]
+    assert PAD not in generator.symbols_to_strip_from_output
+
+
 def test_hypotheses_hold_the_target_alone():
     model = make_diffuseq(DICTIONARY)
     sample = make_sample(DICTIONARY, [5, 9, 3])

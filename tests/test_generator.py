@@ -269,7 +269,7 @@ def test_half_precision_network_keeps_a_float32_state():
     ({"ddpm_variance": "big"}, "--ddpm-variance 'big'.*posterior, beta"),
     ({"ddim_eta": 1.5}, "--ddim-eta"),
     ({"candidates": 0}, "--candidates"),
-    ({"rank_by": "beam"}, "--rank-by 'beam'.*score or mbr"),
+    ({"rank_by": "beam"}, "--rank-by 'beam'.*score, mbr"),
     ({"length_beam": 0}, "--length-beam"),
     ({"nbest": 2}, "--nbest 2"),
     ({"clamping_from": 2}, "--clamping"),

@@ -205,7 +205,7 @@ def report_bad_checkpoints() -> None:
     load = checkpoint_utils.load_checkpoint_to_cpu
     load_models = checkpoint_utils.load_model_ensemble_and_task
     resume = Trainer.load_checkpoint
-    reading = []  # while a trainer reads a file: itself, and then the settings of the model in the file
+    trainers, settings = [], []  # the one that reads a file, if any does, and those of the models in what it read
 
     def load_checkpoint_to_cpu(path, *args, **kwargs):
         try:
@@ -215,10 +215,10 @@ def report_bad_checkpoints() -> None:
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         refuse_programs(path, state)
-        if reading:
-            if reading[0].cfg.ema.store_ema:
+        if trainers:
+            if trainers[0].cfg.ema.store_ema:
                 start_ema(state)
-            reading.append((state.get("cfg") or {}).get("model"))
+            settings.append((state.get("cfg") or {}).get("model"))
         return state
 
     def load_model_ensemble_and_task(filenames, *args, **kwargs):
@@ -239,10 +239,10 @@ def report_bad_checkpoints() -> None:
             raise UserError(f"{error}: --path takes checkpoint files, several joined by ':'") from error
 
     def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
-        reading.append(self)
+        trainers.append(self)
         try:
             found = resume(self, filename, reset_optimizer, *args, **kwargs)
-            for theirs in reading[1:]:
+            for theirs in settings:
                 check_function(filename, theirs, self, goes_on=not reset_optimizer)
             return found
         except UserError as error:
@@ -252,7 +252,7 @@ def report_bad_checkpoints() -> None:
                 raise
             raise told from error
         finally:
-            reading.clear()
+            trainers[:], settings[:] = [], []
 
     replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
     replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)

@@ -52,13 +52,11 @@ class DiffusionAnchorCriterion(DiffusionVLBCriterion):
         detached = frozenset() if cfg.detach == "none" else frozenset(cfg.detach.split(","))
         if not detached <= GRADIENT_PATHS.keys():
             raise UserError(f"--detach {cfg.detach!r}: choose among {', '.join(GRADIENT_PATHS)}, or none")
-        self.objective = self.objective._replace(rounding=cfg.rounding_weight != 0, anchor=True,
-                                                 label_smoothing=cfg.label_smoothing, detached=detached)
+        self.objective = self.objective._replace(anchor=cfg.anchor_weight != 0, label_smoothing=cfg.label_smoothing,
+                                                 detached=detached)
 
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         terms = super().terms(parts, t, weight, schedule)
-        anchor = weighted_sum(parts.anchor_nll, weight)
-        if self.objective.detached:
-            # Where every way is closed, the embeddings have a gradient of zero, which several processes can share.
-            anchor = anchor + 0 * parts.embedded.sum(dim=(1, 2))
-        return {**terms, "anchor": (self.cfg.anchor_weight, anchor)}
+        if self.objective.anchor:
+            terms["anchor"] = self.cfg.anchor_weight, weighted_sum(parts.anchor_nll, weight)
+        return terms

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -117,7 +117,7 @@ class DiffusionCriterion(FairseqCriterion):
                 # Of x0 whatever is predicted: the error of predicted noise falls with t.
                 error = (parts.pred_x0 - parts.x0).detach().square().mean(dim=-1)
                 model.schedule.observe(t[kept], error[kept], parts.counts[kept])
-        loss = (per_example * importance).sum()
+        loss = (per_example * importance).sum() + self.zero(model, parts)
         sample_size = count.sum()
         log = {name: term.detach().sum() for name, (_, term) in terms.items()}
         if parts.length_logits is not None:
@@ -132,6 +132,13 @@ class DiffusionCriterion(FairseqCriterion):
         if not model.training:
             log.update(self.watch(model, parts, weight))
         return poisoned(loss), sample_size, log
+
+    def zero(self, model, parts: TrainingPass) -> Union[int, Tensor]:
+        """0, with a gradient of zero for what no term reaches: several processes share one for every parameter."""
+        unreached = [] if self.objective.rounding or self.objective.anchor else [model.rounding_bias]
+        # Every way to the embeddings may be closed.
+        unreached += [parts.embedded] if self.objective.detached else []
+        return sum(0 * tensor.sum() for tensor in unreached)
 
     def watch(self, model, parts: TrainingPass, weight: Tensor) -> Dict[str, Any]:
         """What validation logs beside the losses: the shares of positions whose token the noised embedding x0 and the

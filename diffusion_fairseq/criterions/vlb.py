@@ -35,6 +35,10 @@ class DiffusionVLBConfig(DiffusionCriterionConfig):
 class DiffusionVLBCriterion(DiffusionCriterion):
     """mse + rounding + prior (GENIE, eq. 12; Li et al., 2022, section 4.1)."""
 
+    def __init__(self, cfg: DiffusionVLBConfig, task):
+        super().__init__(cfg, task)
+        self.objective = self.objective._replace(rounding=cfg.rounding_weight != 0)
+
     def terms(self, parts: TrainingPass, t: Tensor, weight: Tensor, schedule) -> Dict[str, Tuple[float, Tensor]]:
         if parts.prediction is None:
             raise UserError("this model predicts tokens, not embeddings: train it with --criterion score_interpolation")

@@ -91,17 +91,18 @@ class FittedTimes(UniformTimes):
             return None
         return self.middles[met], isotonic(self.losses[met] / self.counts[met], self.counts[met])
 
-    def fitted_cdf(self, knots: Tensor) -> Tensor:
-        """The unnormalised CDF (n,) at rising times (n,), before its share of a uniform one."""
+    def fitted_cdf(self, knots: Tensor, times: Tensor, losses: Tensor) -> Tensor:
+        """The unnormalised CDF (n,) at rising times (n,), before its share of a uniform one, fitted to a `curve`."""
         raise NotImplementedError
 
     def knots(self) -> Tuple[Tensor, Tensor]:
         """Rising times and the CDF there, between which it is linear."""
         times = self.edges
         uniform = super().cdf(times)
-        if self.curve() is None:
+        curve = self.curve()
+        if curve is None:
             return times, uniform
-        fitted = self.fitted_cdf(times)
+        fitted = self.fitted_cdf(times, *curve)
         fitted = (fitted - fitted[0]) / (fitted[-1] - fitted[0])
         return times, self.uniform_share * uniform + (1 - self.uniform_share) * fitted
 
@@ -121,8 +122,7 @@ class TimeWarp(FittedTimes):
     """CDCD's time warping (Dieleman et al., 2022, section 3.2): the loss itself is the unnormalised CDF, piece-wise
     linear in t."""
 
-    def fitted_cdf(self, knots: Tensor) -> Tensor:
-        times, losses = self.curve()
+    def fitted_cdf(self, knots: Tensor, times: Tensor, losses: Tensor) -> Tensor:
         losses = rising(losses[None])
         return interpolate(knots.clamp(times[0], times[-1])[None], times[None], losses)[0]
 
@@ -137,9 +137,9 @@ class GumbelTimes(FittedTimes):
         # Tells its file from that of another law that is fitted to the same losses.
         self.register_buffer("gumbel", torch.ones((), dtype=torch.float64))
 
-    def location_and_scale(self) -> Tuple[Tensor, Tensor]:
-        """mu and beta of F(t) = exp(-exp(-(log t - mu) / beta))."""
-        times, losses = self.curve()
+    @staticmethod
+    def location_and_scale(times: Tensor, losses: Tensor) -> Tuple[Tensor, Tensor]:
+        """mu and beta of F(t) = exp(-exp(-(log t - mu) / beta)), fitted to a curve."""
         gains = rising(losses[None])[0].diff()
         middles = (times[1:] * times[:-1]).sqrt().log()
         share = gains / gains.sum()
@@ -148,8 +148,8 @@ class GumbelTimes(FittedTimes):
         scale = (6 * variance).sqrt() / torch.pi
         return mean - EULER_GAMMA * scale, scale
 
-    def fitted_cdf(self, knots: Tensor) -> Tensor:
-        location, scale = self.location_and_scale()
+    def fitted_cdf(self, knots: Tensor, times: Tensor, losses: Tensor) -> Tensor:
+        location, scale = self.location_and_scale(times, losses)
         return torch.exp(-torch.exp(-(knots.log() - location) / scale))
 
 

@@ -33,7 +33,8 @@ def _latents_at_once(num_tokens: int, alignment: int = ALIGNMENT) -> int:
 
 def in_chunks(function: Callable[..., Tensor], num_scores: int, *tensors: Tensor, alignment: int = ALIGNMENT) -> Tensor:
     """function(*parts) over parts of the rows of tensors (n, ...), so that at most LOGITS_AT_ONCE scores over the
-    vocabulary, or those of `alignment` rows, are held at a time; with gradient, for which they are computed again.
+    vocabulary, or those of `alignment` rows, are held at a time; with gradient, for which they are computed again. It
+    draws nothing.
 
     Args:
         num_scores: of a row.
@@ -42,8 +43,10 @@ def in_chunks(function: Callable[..., Tensor], num_scores: int, *tensors: Tensor
     at_once = _latents_at_once(num_scores, alignment)
     if len(tensors[0]) <= at_once:
         return function(*tensors)
-    return torch.cat([checkpoint(function, *part, use_reentrant=False)
-                      for part in zip(*(tensor.split(at_once) for tensor in tensors))])
+    parts = zip(*(tensor.split(at_once) for tensor in tensors))
+    if not torch.is_grad_enabled():
+        return torch.cat([function(*part) for part in parts])
+    return torch.cat([checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 class DiffusionModel(Persistent):
@@ -182,7 +185,9 @@ class DiffusionModel(Persistent):
             previous: (N * B, L, D), the previous estimate; None at the first step.
         """
         packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
-        return memory.impose(self.to_x0(self.network(xt, t, memory, packing, previous).float(), xt, t))
+        x0 = self.to_x0(self.network(xt, t, memory, packing, previous).float(), xt, t)
+        # The embeddings of what is seen noised would tell it, as the next previous estimate, what training never told.
+        return x0 if self.noises_given else memory.impose(x0)
 
     def round_logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) of the tokens at latents (..., D): the embedding, tied, and a bias."""
@@ -222,6 +227,11 @@ class DiffusionModel(Persistent):
         scores = (score(part).float().masked_fill(forbidden, -torch.inf) for part in x.split(at_once))
         return torch.cat([part.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
                           for part, chosen in zip(scores, tokens.split(at_once))])
+
+    def likeliest_tokens(self, hidden: Tensor, forbidden: Tensor) -> Tensor:
+        """The tokens (n,) of largest p(token | x_t, t), from what `logits` takes, the forbidden ones (V,) left out."""
+        return torch.cat([self.logits(part).masked_fill(forbidden, -torch.inf).argmax(dim=-1)
+                          for part in hidden.split(_latents_at_once(len(forbidden)))])
 
     def token_search(self, forbidden: Tensor) -> TokenSearch:
         """A search for the likeliest token at a latent, the forbidden ones (V,) left out."""

@@ -65,7 +65,8 @@ class DDLMModel(DDLMEncoder, PromptModel):
         vectors = self.vectors.float() if vectors is None else vectors
 
         def mean(part: Tensor) -> Tensor:
-            return (self.logits(part) / temperature).softmax(dim=-1) @ vectors
+            scores = self.logits(part)
+            return (scores if temperature == 1 else scores / temperature).softmax(dim=-1) @ vectors
 
         return in_chunks(mean, len(vectors), hidden)
 

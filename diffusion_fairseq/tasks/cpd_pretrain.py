@@ -7,7 +7,7 @@ import numpy as np
 from fairseq.tasks import register_task
 
 from diffusion_fairseq.data.cpd_dataset import DOCUMENT_BREAKS, CPDDataset, example_sizes, split_documents
-from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.errors import UserError, one_of
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 
@@ -48,9 +48,7 @@ class CPDPretrainTask(MonolingualTask):
     @classmethod
     def check_options(cls, cfg: CPDPretrainConfig) -> str:
         folder = super().check_options(cfg)
-        if cfg.document_break not in DOCUMENT_BREAKS:
-            raise UserError(f"--document-break {cfg.document_break!r} is unknown: choose one of "
-                            f"{', '.join(DOCUMENT_BREAKS)}")
+        one_of("--document-break", cfg.document_break, tuple(DOCUMENT_BREAKS))
         if not 0 < cfg.paragraph_ratio < 1:
             raise UserError(f"--paragraph-ratio must be between 0 and 1, got {cfg.paragraph_ratio}")
         for name in ("tokens_per_sample", "min_document_tokens"):

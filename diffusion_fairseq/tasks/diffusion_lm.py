@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_fairseq.data.cut_dataset import CutDataset
 from diffusion_fairseq.data.prompt_dataset import PromptDataset, lengthened
 from diffusion_fairseq.data.typed_lines import without_lone_spaces
-from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.errors import UserError, one_of
 from diffusion_fairseq.tasks.monolingual import MonolingualTask
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig
 from diffusion_fairseq.text.masking import MASKING, GivenPositions, Law
@@ -68,9 +68,7 @@ class DiffusionLMTask(MonolingualTask):
     def check_options(cls, cfg: DiffusionLMTaskConfig) -> str:
         folder = super().check_options(cfg)
         for name, known in (("sample_break_mode", BREAK_MODES), ("masking", tuple(MASKING))):
-            if cfg[name] not in known:
-                raise UserError(f"--{name.replace('_', '-')} {cfg[name]!r} is unknown: choose one of "
-                                f"{', '.join(known)}")
+            one_of(f"--{name.replace('_', '-')}", cfg[name], known)
         if cfg.tokens_per_sample < 2:
             raise UserError(f"--tokens-per-sample must be at least 2, got {cfg.tokens_per_sample}")
         if cfg.prompt_length is not None and not 2 <= cfg.prompt_length <= cfg.tokens_per_sample:
@@ -104,7 +102,7 @@ class DiffusionLMTask(MonolingualTask):
             length=None if training else cfg.prompt_length, ends=self.ends, shuffle=split != "test",
             left_pad_source=False, num_buckets=cfg.num_batch_buckets, pad_to_multiple=cfg.required_seq_len_multiple,
         )
-        logger.info(f"{path}: {len(texts):,} sequences of at most {max(texts.sizes)} tokens")
+        logger.info(f"{path}: {len(texts):,} sequences of at most {texts.sizes.max()} tokens")
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """As for a source and a target; sequences are cut to what the model takes.
@@ -118,10 +116,13 @@ class DiffusionLMTask(MonolingualTask):
         if (self.cfg.prompt_length or 0) > longest:
             raise UserError(f"--prompt-length {self.cfg.prompt_length} exceeds the {longest} positions of the model")
         if self.trains and model.noises_given != (self.cfg.masking == "full"):
+            # A DDLM, which has no such option, sees given tokens clean.
+            seen = "--given-tokens clean" if "given_tokens" in cfg else "a DDLM"
             logger.warning(
                 f"--masking {self.cfg.masking} shapes validation only: with --given-tokens noised all positions are "
                 "noised in training" if model.noises_given else
-                "--given-tokens clean never sees a given token with --masking full: choose another --masking"
+                f"{seen} never sees a given token with --masking full: choose another --masking for text after or "
+                "between what is given"
             )
         return model
 

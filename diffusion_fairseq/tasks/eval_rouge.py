@@ -1,15 +1,18 @@
-"""ROUGE of generated text during validation, so that checkpoints can be chosen by what they write."""
+"""Scores of generated text during validation, so that checkpoints can be chosen by what they write."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, List
 
 import torch
 from fairseq.data import Dictionary
+from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
+from fairseq.tasks.translation import TranslationConfig
 
 from diffusion_fairseq.data.typed_lines import SPACE
-from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.errors import UserError, one_of
 from diffusion_fairseq.generator import DiffusionGenerator
 from diffusion_fairseq.metrics.glge import without_marks
 from diffusion_fairseq.metrics.overlap import rouge_per_sentence
@@ -38,6 +41,24 @@ class EvalRougeConfig:
     eval_rouge_remove_bpe: str = field(
         default="sentencepiece", metadata={"help": "how subwords become words: sentencepiece, subword_nmt, none, ..."}
     )
+
+
+def check_eval_bleu(cfg: TranslationConfig) -> None:
+    """Refuse options of fairseq's --eval-bleu with which validation would end in a traceback.
+
+    Raises:
+        UserError: no JSON object, or an unknown detokenizer.
+    """
+    for option, text in (("--eval-bleu-args", cfg.eval_bleu_args),
+                         ("--eval-bleu-detok-args", cfg.eval_bleu_detok_args)):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise UserError(f"{option}: {text!r} is no JSON") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{option}: {text!r} is no JSON object: give options and their values, as {{}}")
+    if cfg.eval_bleu:
+        one_of("--eval-bleu-detok", cfg.eval_bleu_detok, tuple(sorted(TOKENIZER_REGISTRY)))
 
 
 class EvalRouge:

@@ -8,7 +8,7 @@ from omegaconf import II
 
 from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.solvers import SOLVERS, VARIANCES
-from diffusion_fairseq.errors import UserError
+from diffusion_fairseq.errors import UserError, one_of
 
 DEFAULT_STEPS = 50
 WARPED = "warped"  # a sampling grid that the model has learned
@@ -95,7 +95,7 @@ class SamplingConfig:
     joint_sampling: bool = field(
         default=False,
         metadata={"help": "write the source, too: pairs from nothing, each as long as a source of the data and what "
-                          "belongs to it; the hypothesis is both, one after the other. For diffuseq trained with "
+                          "belongs to it; the hypothesis is both, with <pad> between them. For diffuseq trained with "
                           "--noising full"},
     )
     guidance_scale: float = field(
@@ -134,14 +134,10 @@ def check_sampling(cfg: SamplingConfig) -> None:
     Raises:
         UserError: naming the option and its range.
     """
-    if cfg.solver not in SOLVERS:
-        raise UserError(f"--solver {cfg.solver!r} is unknown: choose one of {', '.join(SOLVERS)}")
-    if cfg.ddpm_variance not in VARIANCES:
-        raise UserError(f"--ddpm-variance {cfg.ddpm_variance!r} is unknown: choose {', '.join(VARIANCES)}")
-    if cfg.sampling_grid not in (*GRIDS, WARPED):
-        raise UserError(f"--sampling-grid {cfg.sampling_grid!r} is unknown: choose one of {', '.join(GRIDS)}, {WARPED}")
-    if cfg.rank_by not in RANKINGS:
-        raise UserError(f"--rank-by {cfg.rank_by!r} is unknown: choose {' or '.join(RANKINGS)}")
+    one_of("--solver", cfg.solver, tuple(SOLVERS))
+    one_of("--ddpm-variance", cfg.ddpm_variance, tuple(VARIANCES))
+    one_of("--sampling-grid", cfg.sampling_grid, (*GRIDS, WARPED))
+    one_of("--rank-by", cfg.rank_by, tuple(RANKINGS))
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
                 "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
                 "--exit-entropy": (cfg.exit_entropy, 0),

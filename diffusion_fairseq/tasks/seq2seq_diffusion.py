@@ -1,7 +1,6 @@
 """Sequence-to-sequence generation by diffusion, on fairseq's binarised pairs."""
 
 import atexit
-import json
 import logging
 import os
 import sys
@@ -31,7 +30,7 @@ from diffusion_fairseq.models.base import DiffusionModel
 from diffusion_fairseq.models.compilation import compile_layers
 from diffusion_fairseq.models.persistence import fingerprint
 from diffusion_fairseq.tasks.eval_bound import EvalBoundConfig, bound_sums, check_eval_bound, log_bound
-from diffusion_fairseq.tasks.eval_rouge import EvalRouge, EvalRougeConfig, log_rouge
+from diffusion_fairseq.tasks.eval_rouge import EvalRouge, EvalRougeConfig, check_eval_bleu, log_rouge
 from diffusion_fairseq.tasks.resumption import left_to_generate
 from diffusion_fairseq.tasks.sampling_config import SamplingConfig, check_sampling
 from diffusion_fairseq.tasks.updates import SharedUpdates
@@ -268,10 +267,7 @@ class Seq2SeqDiffusionTask(SharedUpdates, TranslationTask):
             where = "the checkpoint holds" if from_checkpoint else "--arch names"
             raise UserError(f"{where} a model of architecture {arch!r}, which this task does not serve: it takes "
                             f"{', '.join(known)}")
-        try:
-            json.loads(self.cfg.eval_bleu_args or "{}")
-        except ValueError:
-            raise UserError(f"--eval-bleu-args: {self.cfg.eval_bleu_args!r} is no JSON") from None
+        check_eval_bleu(self.cfg)
         model = super().build_model(cfg, from_checkpoint)
         model.dictionaries = {"source": fingerprint(self.src_dict), "target": fingerprint(self.tgt_dict)}
         self.eval_rouge = EvalRouge(self.cfg, model, self.tgt_dict) if self.cfg.eval_rouge else None
