@@ -22,7 +22,7 @@ OPTIONS = {
         "--max-source-positions 0": "--max-source-positions must be at least 1, got 0",
         "--nbest 0": "--nbest must be at least 1, got 0",
         "--nbest 7": "--nbest 7 exceeds",
-        "--rank-by beam": "--rank-by 'beam' is unknown: choose score or mbr",
+        "--rank-by beam": "--rank-by 'beam' is unknown: choose one of score, mbr",
         "--seed -1": "--seed must be at least 0, got -1",
         "--seed 99999999999": "--seed must be at most 4294967295, got",
         "--num-workers -1": "--num-workers must be at least 0, got -1",
