@@ -7,6 +7,8 @@ GLGE's alone read them.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 from _generated import Outputs
@@ -19,12 +21,14 @@ MEASURES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "overall": "ROUGE mean",
     "bleu": "BLEU",
     "chrf": "chrF",
     "unchanged": "unchanged %",
     "words_changed": "words changed %",
 }
 GLGE_MEASURES = {"glge1": "GLGE R-1", "glge2": "GLGE R-2", "glgeL": "GLGE R-L", "pyrougeL": "py-rouge R-L"}
+DIFFUSEQ_MEASURES = {"sentence_bleu": "BLEU of sentences (nltk)", "rougeL_unstemmed": "ROUGE-L, no stemmer"}
 BERT_MEASURES = {"bertscore": "BERTScore"}
 DIVERSITY = {
     "words": "words",
@@ -47,18 +51,21 @@ class Evaluation:
     """The rows of the table, each scored against the same references and sources (None: not known).
 
     Attributes:
-        rows: for each system its scores; a ROUGE is the mean of F1 x 100, BLEU and chrF are the corpus's.
+        rows: for each system its scores; a ROUGE is the mean of F1 x 100, BLEU and chrF are the corpus's; "overall" is
+            the mean of ROUGE-1, ROUGE-2 and ROUGE-L (GENIE's Table 1).
         diversity: the same rows' measures that need no reference.
         chosen: for each system of several candidates and each utility of MBR, the texts that it chooses.
         signatures: the settings and versions behind the numbers.
     """
 
     def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None,
-                 bert_scorer=None, oracle: str = DEFAULT_ORACLE):
+                 bert_scorer=None, oracle: str = DEFAULT_ORACLE, diffuseq: bool = False):
+        if diffuseq:
+            check_nltk()  # before ROUGE is asked for: rouge-score imports nltk, too
         self.references = [glge.without_marks(text) for text in references]
         self.sources = None if sources is None else [glge.without_marks(text) for text in sources]
         self.glge_variant = glge_variant
-        self.bert_scorer, self.oracle = bert_scorer, oracle
+        self.bert_scorer, self.oracle, self.diffuseq = bert_scorer, oracle, diffuseq
         self.rows: dict[str, dict[str, float]] = {}
         self.diversity: dict[str, dict[str, float]] = {}
         self.chosen: dict[str, dict[str, list[str]]] = {}
@@ -68,13 +75,15 @@ class Evaluation:
         if glge_variant is not None:
             self._glge_references = [glge.prepare_reference(text, glge_variant) for text in references]
         self.means = [*overlap.DEFAULT_ROUGE_TYPES, *(GLGE_MEASURES if glge_variant else ()),
-                      *(BERT_MEASURES if bert_scorer else ())]
+                      *(DIFFUSEQ_MEASURES if diffuseq else ()), *(BERT_MEASURES if bert_scorer else ())]
+        if not set(reranking.ORACLES[oracle]) <= set(self.means):
+            raise UserError(f"the oracle {oracle} chooses by GLGE's ROUGE: give --glge, too")
         self.percentages = [] if sources is None else ["unchanged", "words_changed"]
 
     @property
     def measures(self) -> list[str]:
         """Every row's measures, in the order of `score`."""
-        return [*self.means, *self.percentages, *self._corpus]
+        return [*self.means, *self.percentages, *self._corpus, "overall"]
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -82,6 +91,8 @@ class Evaluation:
         signatures.update({name: measure.signature for name, measure in self._corpus.items()})
         if self.glge_variant is not None:
             signatures["glge"] = glge.signature(self.glge_variant)
+        if self.diffuseq:
+            signatures.update(diffuseq_signatures())
         if self.bert_scorer is not None:
             signatures["bertscore"] = model_based.bert_score_signature(self.bert_scorer)
         if self.chosen:
@@ -145,6 +156,9 @@ class Evaluation:
         if self.glge_variant is not None:
             prepared = [glge.prepare_hypothesis(text, self.glge_variant) for text in marked]
             found += glge.rouge_per_sentence(prepared, self._glge_references).values()
+        if self.diffuseq:
+            found.append(sentence_bleu(hypotheses, self.references))
+            found += overlap.rouge_per_sentence(hypotheses, self.references, ("rougeL",), use_stemmer=False).values()
         if self.bert_scorer is not None:
             found.append(100 * model_based.bert_score(hypotheses, self.references, self.bert_scorer))
         if self.sources is not None:
@@ -158,9 +172,10 @@ class Evaluation:
         means, percentages = len(self.means), len(self.percentages)
         count = sums[means + percentages]
         scores = [total / count for total in sums[:means].tolist()]
+        overall = sum(scores[: len(overlap.DEFAULT_ROUGE_TYPES)]) / len(overlap.DEFAULT_ROUGE_TYPES)
         scores += [100 * (total / count) for total in sums[means : means + percentages].tolist()]
         bleu, chrf = np.split(sums[means + percentages + 1 :], [overlap.BLEU_COUNTS])
-        return [float(s) for s in scores] + [self._corpus["bleu"].score(bleu), self._corpus["chrf"].score(chrf)]
+        return [*map(float, scores), self._corpus["bleu"].score(bleu), self._corpus["chrf"].score(chrf), float(overall)]
 
     def intervals(self, confidence: float, seed: int = 1, resamples: int = RESAMPLES) -> dict[str, dict[str, dict]]:
         """Bootstrap intervals of each row's measures, and of their difference from the first row's.
@@ -180,6 +195,26 @@ class Evaluation:
 
         differences = {name: scores[name] - scores[first] for name in others}
         return {"scores": table(scores, scores), "differences": table(others, differences)}
+
+
+def check_nltk() -> None:
+    if find_spec("nltk") is None:
+        raise UserError("DiffuSeq's BLEU needs the nltk package: pip install nltk")
+
+
+def sentence_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
+    """BLEU x 100 of each sentence, case kept, nltk's smoothing 4 (Chen and Cherry, 2014): DiffuSeq's evaluation."""
+    from nltk.translate import bleu_score  # a second of import time that others need not pay
+
+    smooth = bleu_score.SmoothingFunction().method4
+    return [100 * float(bleu_score.sentence_bleu([reference.split()], hypothesis.split(), smoothing_function=smooth))
+            for hypothesis, reference in zip(hypotheses, references, strict=True)]
+
+
+def diffuseq_signatures() -> dict[str, str]:
+    """The settings behind DIFFUSEQ_MEASURES; nltk's smoothing is not the same in all versions."""
+    return {"sentence-bleu": f"mean over sentences|tok:blank|case:kept|smooth:method4|nltk:{version('nltk')}",
+            "rouge-l-no-stemmer": overlap.rouge_signature(use_stemmer=False)}
 
 
 def varied(texts: list[str]) -> dict[str, float]:
@@ -208,6 +243,7 @@ def evaluate(
     glge_variant: str | None = None,
     bert_scorer=None,
     oracle: str = DEFAULT_ORACLE,
+    diffuseq: bool = False,
     seed: int = 1,
 ) -> Evaluation:
     """Score a model beside other systems and the baselines.
@@ -219,10 +255,12 @@ def evaluate(
         glge_variant: of glge.VARIANTS; adds GLGE_MEASURES to each row.
         bert_scorer: of model_based.load_bert_scorer; adds BERT_MEASURES to each row.
         oracle: of reranking.ORACLES, what the oracle chooses by.
+        diffuseq: adds DIFFUSEQ_MEASURES, those of DiffuSeq's Table 1, to each row.
     Raises:
-        UserError: unequal numbers of sentences, two systems of one name, an unknown variant or utility.
+        UserError: unequal numbers of sentences, two systems of one name, an unknown variant or utility, an oracle that
+            chooses by GLGE's ROUGE without a variant of it, nltk is missing.
     """
-    evaluation = Evaluation(references, sources, glge_variant, bert_scorer, oracle)
+    evaluation = Evaluation(references, sources, glge_variant, bert_scorer, oracle, diffuseq)
     evaluation.add(name, model, utilities)
     for other, system in (systems or {}).items():
         evaluation.add(other, system, utilities)

@@ -14,18 +14,22 @@ A system of several candidates has these rows: the candidate it prints first; th
 that is another (after --rank-by mbr, or with --pool); the mean over all; what minimum Bayes risk chooses, by likeness
 to the other candidates and without the reference; and the oracle, which chooses with the reference and is a bound, not
 a result.
+
+self-BLEU is the mean over pairs of a source's candidates, as in DiffuSeq's scripts, unlike Zhu et al. (2018), who take
+all others as references at once, which gives higher numbers.
 """
 
 import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import _environment  # noqa: F401  says what this Python lacks
 from _evaluation import (
     BERT_MEASURES,
     DEFAULT_ORACLE,
+    DIFFUSEQ_MEASURES,
     DIVERSITY,
     GLGE_MEASURES,
     MEASURES,
@@ -46,8 +50,8 @@ LONGEST = 100_000  # characters of a text
 TABLES: dict[str, Callable] = {"text": report.text_table, "markdown": report.markdown_table}
 
 
-def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
-    """Read what the options name, and score it."""
+def evaluate_files(args: argparse.Namespace, model: Outputs) -> tuple[Evaluation, dict[str, Outputs]]:
+    """Read what the options name, and score it; also returns the further systems."""
     references = aligned_lines(args.references, model) if args.references else model.references
     if references is None:
         raise UserError(f"{', '.join(args.generated)}: no T- lines; give --references FILE")
@@ -65,7 +69,7 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
     refuse_long(args.train_target, train_targets)
     if len(systems) < len(args.system):
         raise UserError("two --system options have the same name")
-    return evaluate(
+    evaluation = evaluate(
         model,
         references,
         aligned_lines(args.sources, model) if args.sources else model.sources,
@@ -76,8 +80,10 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> Evaluation:
         glge_variant=args.glge,
         bert_scorer=model_based.load_bert_scorer(args.bertscore, args.bertscore_layer) if args.bertscore else None,
         oracle=args.oracle,
+        diffuseq=args.diffuseq_metrics,
         seed=args.seed,
     )
+    return evaluation, systems
 
 
 def files_of(args: argparse.Namespace) -> list[str]:
@@ -118,22 +124,32 @@ def warn_of_unknown_words(references: list[str]) -> None:
         print(f"warning: {warning}: give --references and --sources", file=sys.stderr)
 
 
-def examples(model: Outputs, evaluation: Evaluation, count: int) -> str:
-    """Sentences at even distances through the test set."""
+def examples(model: Outputs, evaluation: Evaluation, count: int,
+             systems: Mapping[str, Outputs] | None = None, candidates: int = 1) -> str:
+    """Sentences at even distances through the test set, with each system's first candidates."""
     count = min(count, len(model))
+    columns = [] if evaluation.sources is None else [("source", evaluation.sources)]
+    for name, system in (("output", model), *(systems or {}).items()):
+        columns += [(f"{name} {j}" if candidates > 1 else name, texts)
+                    for j, texts in enumerate(system.candidates[:candidates], start=1)]
+    columns.append(("reference", evaluation.references))
+    width = max(len(kind) for kind, _ in columns)
     blocks = []
     for i in (number * len(model) // count for number in range(count)):
-        texts = {"output": model.candidates[0][i], "reference": evaluation.references[i]}
-        if evaluation.sources is not None:
-            texts = {"source": evaluation.sources[i], **texts}
-        lines = (f"{i if n == 0 else '':>6}  {kind:<9}  {text}" for n, (kind, text) in enumerate(texts.items()))
+        lines = (f"{i if n == 0 else '':>6}  {kind:<{width}}  {texts[i]}" for n, (kind, texts) in enumerate(columns))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
+def titles(args: argparse.Namespace) -> dict[str, str]:
+    """The columns of the scores."""
+    return {**MEASURES, **(GLGE_MEASURES if args.glge else {}), **(DIFFUSEQ_MEASURES if args.diffuseq_metrics else {}),
+            **(BERT_MEASURES if args.bertscore else {})}
+
+
 def tables(args: argparse.Namespace, evaluation: Evaluation, intervals: dict | None) -> str:
     """The scores, their intervals where there are some, and the diversity."""
-    columns = {**MEASURES, **(GLGE_MEASURES if args.glge else {}), **(BERT_MEASURES if args.bertscore else {})}
+    columns = titles(args)
     shown = [titled(evaluation.rows, columns, args.format)]
     for kind, title in (("scores", ""), ("differences", f" of the difference from {args.name}")) if intervals else ():
         cells = {name: {key: f"{low:.1f} .. {high:.1f}" for key, (low, high) in row.items()}
@@ -171,7 +187,8 @@ def signatures(args: argparse.Namespace, evaluation: Evaluation) -> dict[str, st
     return found
 
 
-def print_report(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, intervals: dict | None) -> None:
+def print_report(args: argparse.Namespace, model: Outputs, evaluation: Evaluation, intervals: dict | None,
+                 systems: Mapping[str, Outputs]) -> None:
     print(tables(args, evaluation, intervals))
     print(f"\n{len(model)} sentences; F1 x 100 for ROUGE, corpus scores from 0 to 100 for BLEU and chrF")
     if len(model.candidates) > 1:
@@ -179,13 +196,13 @@ def print_report(args: argparse.Namespace, model: Outputs, evaluation: Evaluatio
     if any(evaluation.chosen.values()):
         print("MBR takes each sentence's candidate that is most like the others, without the reference")
     if evaluation.chosen:
-        first, *then = (MEASURES[name] for name in ORACLES[args.oracle])
+        first, *then = (titles(args)[name] for name in ORACLES[args.oracle])
         print(f"the oracle takes each sentence's candidate of highest {first}"
               + "".join(f", of several the one of highest {name}" for name in then))
     for name, signature in signatures(args, evaluation).items():
         print(f"{name}: {signature}")
     if args.examples > 0:
-        print("\n" + examples(model, evaluation, args.examples))
+        print("\n" + examples(model, evaluation, args.examples, systems, args.examples_candidates or 1))
 
 
 def write_text(option: str, path: str, text: str) -> None:
@@ -237,12 +254,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                              f"(default: {','.join(UTILITIES)})")
     parser.add_argument("--no-mbr", dest="mbr", action="store_const", const=(), help="no such rows")
     parser.add_argument("--oracle", choices=ORACLES, default=DEFAULT_ORACLE,
-                        help="what the oracle chooses by (default: %(default)s); rouge2, and rouge1 where that is "
-                             "equal, is what the published numbers of GENIE are chosen by")
+                        help="what the oracle chooses by (default: %(default)s); the published numbers of GENIE are "
+                             "chosen by GLGE's ROUGE-2, and ROUGE-1 where that is equal: glge2, with --glge; rouge2 is "
+                             "the same where --glge is plain")
     parser.add_argument("--write-mbr", metavar="FILE", help="write the lines that the first utility chooses")
     parser.add_argument("--glge", choices=list(glge.VARIANTS),
                         help="also ROUGE by the settings of GLGE and of GENIE's scripts, after what they do to texts "
                              "of this set (plain: nothing, for XSum and others)")
+    parser.add_argument("--diffuseq-metrics", action="store_true",
+                        help="also BLEU and ROUGE-L as DiffuSeq's Table 1 has them, x 100: the mean of the sentences' "
+                             "BLEU by nltk, smoothing 4, and ROUGE-L without stemmer")
     parser.add_argument("--bertscore", metavar="MODEL",
                         help="also BERTScore, F1 x 100 without rescaling, by a model in a folder or on the hub, as "
                              "microsoft/deberta-xlarge-mnli (DiffuSeq's)")
@@ -253,9 +274,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=[*TABLES, "json"], default="text", help="of what is printed")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here, with the metrics' signatures")
     parser.add_argument("--examples", type=count(0), default=0, metavar="N", help="print so many texts")
+    parser.add_argument("--examples-candidates", type=count(1), metavar="N",
+                        help="of each of them the first N candidates of the model and of every --system, or what there "
+                             "is (default: 1)")
     found = parser.parse_args(arguments)
     if found.bertscore_layer is not None and found.bertscore is None:
         parser.error("--bertscore-layer acts only with --bertscore: give both, or leave it out")
+    if found.examples_candidates is not None and not found.examples:
+        parser.error("--examples-candidates acts only with --examples: give both, or leave it out")
     return found
 
 
@@ -271,12 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model.pool(system)
     if args.write_mbr and (len(model.candidates) == 1 or not args.mbr):
         raise UserError("--write-mbr: MBR needs a utility, and several candidates of each sentence (--nbest)")
-    evaluation = evaluate_files(args, model)
+    evaluation, systems = evaluate_files(args, model)
     intervals = evaluation.intervals(args.confidence, args.seed) if args.confidence else None
     if args.format == "json":
         print(as_json(args, model, evaluation, intervals))
     else:
-        print_report(args, model, evaluation, intervals)
+        print_report(args, model, evaluation, intervals, systems)
     if args.json:
         write_text("--json", args.json, as_json(args, model, evaluation, intervals))
     if args.write_mbr:

@@ -26,6 +26,7 @@ from diffusion_fairseq.text.reranking import ORACLES, most_useful, oracle_picks,
 MEASURES = ("rouge1", "rouge2", "rougeL")
 UTILITY = "rougeL"
 SELECTIONS = ("model score", "mean", "MBR", "oracle")
+OFFERED = [name for name, measures in ORACLES.items() if set(measures) <= set(MEASURES)]
 
 
 def measure(scores: np.ndarray, utilities: List[np.ndarray], subsets: np.ndarray,
@@ -36,7 +37,7 @@ def measure(scores: np.ndarray, utilities: List[np.ndarray], subsets: np.ndarray
         scores: (S, N, M), each candidate against the reference, the best by model score first.
         utilities: for each sentence (N, N), candidates against one another.
         subsets: (S, n) the candidates that are looked at, rising.
-        oracle: of ORACLES, what the oracle chooses by.
+        oracle: of OFFERED, what the oracle chooses by.
     """
     rows = np.arange(len(scores))
     inside = scores[rows[:, None], subsets]
@@ -104,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("generated", nargs="+", metavar="FILE", help="what fairseq-generate printed; shards of it")
     parser.add_argument("--references", metavar="FILE", help="score against these lines, not the T- lines")
     parser.add_argument("--numbers", type=numbers, default=[5, 10, 15, 20], metavar="N,M", help="default: 5,10,15,20")
-    parser.add_argument("--oracle", choices=ORACLES, default=UTILITY,
+    parser.add_argument("--oracle", choices=OFFERED, default=UTILITY,
                         help="as in evaluate.py (default: %(default)s; GENIE: rouge2)")
     parser.add_argument("--draws", type=count(1), default=10, help="random subsets that are averaged (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="of the subsets (default: 1)")

@@ -22,7 +22,7 @@ from typing import Dict, List, NamedTuple
 import _environment  # noqa: F401  says what this Python lacks
 from _commands import REPOSITORY, USER_DIR, fairseq, run
 from _data import sha256
-from _evaluation import evaluate
+from _evaluation import DIFFUSEQ_MEASURES, check_nltk, diffuseq_signatures, evaluate
 from _generated import Outputs, read_generated, read_lines
 from _option_types import count, named
 from _study import (
@@ -44,8 +44,8 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import model_based
 from diffusion_fairseq.metrics.report import text_table
 
-COLUMNS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "bertscore": "BERTScore", "dist1": "dist-1 %", "dist1_sentence":
-           "dist-1 in sentence %", "words": "len", "self_bleu": "self-BLEU", "div4": "div-4 %"}
+COLUMNS = {"bleu": "BLEU", "rougeL": "ROUGE-L", **DIFFUSEQ_MEASURES, "bertscore": "BERTScore", "dist1": "dist-1 %",
+           "dist1_sentence": "dist-1 in sentence %", "words": "len", "self_bleu": "self-BLEU", "div4": "div-4 %"}
 INTERVAL = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 COPY = "copy of the source"
 SCORING = ("work", "subset", "bpe_model", "steps", "candidates", "bertscore", "bertscore_layer")
@@ -121,7 +121,8 @@ def scored(outputs: Outputs, arguments: argparse.Namespace) -> Dict[str, Dict[st
     """The measures of each row that evaluate.py has for one system, the copied source's too."""
     text = arguments.work / "text" / arguments.subset
     found = evaluate(outputs, read_lines(f"{text}.tgt"), read_lines(f"{text}.src"), name="model",
-                     utilities=("bleu",) if arguments.candidates > 1 else (), bert_scorer=arguments.scorer)
+                     utilities=("bleu",) if arguments.candidates > 1 else (), bert_scorer=arguments.scorer,
+                     diffuseq=arguments.diffuseq_metrics)
     return {name: {key: value for key, value in {**row, **found.diversity[name]}.items() if key in COLUMNS}
             for name, row in found.rows.items()}
 
@@ -129,7 +130,9 @@ def scored(outputs: Outputs, arguments: argparse.Namespace) -> Dict[str, Dict[st
 def measure(checkpoints: List[Checkpoint], arguments: argparse.Namespace, file: Path) -> Dict[str, Dict]:
     """The scores of every checkpoint, kept in `file` as soon as they are known."""
     rows = read_rows(file)
-    settings = {**options_of(arguments, SCORING), "generation": arguments.generation,
+    # Named only where asked for: rows of studies from before it existed hold.
+    diffuseq = ("diffuseq_metrics",) if arguments.diffuseq_metrics else ()
+    settings = {**options_of(arguments, (*SCORING, *diffuseq)), "generation": arguments.generation,
                 **content_of(arguments.work / "data-bin", arguments.work / "text")}
     for checkpoint in tqdm(checkpoints, unit=" checkpoints", disable=None):
         kept, content = rows.get(checkpoint.name, {}), sha256(checkpoint.file)
@@ -207,6 +210,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--candidates", type=count(1), default=1,
                         help="of each sentence; with several also self-BLEU, div-4 and MBR (default: 1)")
     parser.add_argument("--batch-size", type=count(1), default=64, help="sentences generated at a time (default: 64)")
+    parser.add_argument("--diffuseq-metrics", action="store_true",
+                        help="also BLEU and ROUGE-L as the papers have them, as in evaluate.py")
     parser.add_argument("--bertscore", metavar="MODEL", help="also BERTScore by this model, as in evaluate.py")
     parser.add_argument("--bertscore-layer", type=int, metavar="N", help="as in evaluate.py")
     arguments = parser.parse_args(own)
@@ -224,6 +229,8 @@ def main() -> None:
     arguments.work, arguments.output = arguments.work.resolve(), arguments.output.resolve()
     arguments.bpe_model = arguments.bpe_model and arguments.bpe_model.resolve()
     checkpoints = all_checkpoints(arguments.checkpoints, arguments.system)
+    if arguments.diffuseq_metrics:
+        check_nltk()
     arguments.scorer = None
     if arguments.bertscore:
         arguments.scorer = model_based.load_bert_scorer(arguments.bertscore, arguments.bertscore_layer)
@@ -231,6 +238,8 @@ def main() -> None:
     rows = measure(checkpoints, arguments, arguments.output / "study.json")
     said = (f"{table(rows)}\n\n{arguments.subset}, {arguments.steps} clamped steps, {arguments.candidates} "
             "candidate(s); BLEU of the corpus, ROUGE and BERTScore F1 x 100; the oracle reads the reference\n")
+    if arguments.diffuseq_metrics:
+        said += "".join(f"{name}: {signature}\n" for name, signature in diffuseq_signatures().items())
     report(arguments.output / "study", rows, said, plot)
 
 

@@ -120,10 +120,11 @@ def test_the_oracle_takes_the_first_of_the_best():
 
 
 def test_where_its_measure_is_equal_the_oracle_asks_the_next_one():
-    scores = np.array([[[5.0, 0.0, 9.0], [7.0, 0.0, 1.0]], [[9.0, 1.0, 1.0], [1.0, 2.0, 1.0]]])
-    measures = ("rouge1", "rouge2", "rougeL")
+    scores = np.array([[[5.0, 0.0, 9.0, 1.0, 3.0], [7.0, 0.0, 1.0, 2.0, 3.0]],
+                       [[9.0, 1.0, 1.0, 1.0, 4.0], [1.0, 2.0, 1.0, 9.0, 3.0]]])
+    measures = ("rouge1", "rouge2", "rougeL", "glge1", "glge2")
     assert {name: oracle_picks(scores, measures, name) for name in ORACLES} == {
-        "rougeL": [0, 0], "rouge1": [1, 0], "rouge2": [1, 1]}
+        "rougeL": [0, 0], "rouge1": [1, 0], "rouge2": [1, 1], "glge2": [1, 0]}
 
 
 def test_identical_candidates_share_the_work(monkeypatch):

@@ -6,7 +6,7 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
-from diffusion_fairseq.diffusion.schedules import SCHEDULES
+from diffusion_fairseq.diffusion.schedules import SCALED, SCHEDULES
 from diffusion_fairseq.errors import UserError
 
 PARAMETERIZATIONS = ("x0", "noise")
@@ -68,7 +68,7 @@ class DiffusionModelConfig(LatentConfig):
     )
     noise_gamma: Optional[float] = field(
         default=None,
-        metadata={"help": "scale of the betas of linear, trunc_lin and pw_lin; default 1000 / T, as published"},
+        metadata={"help": f"scale of the betas of {', '.join(SCALED)}; default 1000 / T, as published"},
     )
     noise_points: Optional[str] = field(
         default=None,
@@ -201,7 +201,8 @@ class DiffuSeqConfig(TransformerConfig):
     )
     mark_source: bool = field(
         default=False,
-        metadata={"help": "tell the network which positions are source; not in the published model, learns sooner"},
+        metadata={"help": "tell the network which positions are source; not in the published model, learns sooner. "
+                          "With --noising full none is marked"},
     )
     double_separator: bool = field(
         default=False, metadata={"help": "a second end of sentence between source and target, as published"}

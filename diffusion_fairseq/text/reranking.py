@@ -16,8 +16,9 @@ import numpy as np
 from diffusion_fairseq.errors import UserError
 
 BLEU_ORDERS = 4
-# What an oracle may choose by; GENIE's evaluation takes ROUGE-2, and ROUGE-1 where that is equal.
-ORACLES: Dict[str, tuple] = {"rougeL": ("rougeL",), "rouge1": ("rouge1",), "rouge2": ("rouge2", "rouge1")}
+# What an oracle may choose by; GENIE's evaluation takes its own ROUGE-2 (glge2), and ROUGE-1 where that is equal.
+ORACLES: Dict[str, tuple] = {"rougeL": ("rougeL",), "rouge1": ("rouge1",), "rouge2": ("rouge2", "rouge1"),
+                             "glge2": ("glge2", "glge1")}
 # On ASCII text what rouge-score takes for a word; other scripts keep theirs, which rouge-score drops.
 _ROUGE_WORD = re.compile(r"[^\W_]+")
 Words = Sequence[Hashable]
