@@ -6,12 +6,15 @@ GLGE's alone read them.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 from _generated import Outputs
+from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics import bootstrap, diversity, glge, model_based, overlap
@@ -45,6 +48,7 @@ UTILITY_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "roug
 UTILITIES = ("rougeL", "bleu")
 DEFAULT_ORACLE = "rougeL"
 RESAMPLES = 1000
+SHARED_OUT = 1000  # sentences from which on several processes are worth their start
 
 
 class Evaluation:
@@ -59,13 +63,13 @@ class Evaluation:
     """
 
     def __init__(self, references: list[str], sources: list[str] | None, glge_variant: str | None = None,
-                 bert_scorer=None, oracle: str = DEFAULT_ORACLE, diffuseq: bool = False):
+                 bert_scorer=None, oracle: str = DEFAULT_ORACLE, diffuseq: bool = False, workers: int = 1):
         if diffuseq:
             check_nltk()  # before ROUGE is asked for: rouge-score imports nltk, too
         self.references = [glge.without_marks(text) for text in references]
         self.sources = None if sources is None else [glge.without_marks(text) for text in sources]
         self.glge_variant = glge_variant
-        self.bert_scorer, self.oracle, self.diffuseq = bert_scorer, oracle, diffuseq
+        self.bert_scorer, self.oracle, self.diffuseq, self.workers = bert_scorer, oracle, diffuseq, workers
         self.rows: dict[str, dict[str, float]] = {}
         self.diversity: dict[str, dict[str, float]] = {}
         self.chosen: dict[str, dict[str, list[str]]] = {}
@@ -104,7 +108,8 @@ class Evaluation:
     def add(self, name: str, system: Outputs, utilities: Sequence[str] = UTILITIES) -> None:
         """A row for the first candidates and, where there are several, those of the best model score (if they are
         others), their mean, MBR's and the oracle's choice."""
-        statistics = [self.statistics(hypotheses) for hypotheses in system.candidates]
+        bar = tqdm(system.candidates, desc=name, unit=" candidates", leave=False, disable=None)
+        statistics = [self.statistics(hypotheses) for hypotheses in bar]
         self.add_row(name, statistics[:1], system.candidates[:1])
         if len(statistics) == 1:
             return
@@ -152,10 +157,10 @@ class Evaluation:
     def statistics(self, hypotheses: list[str]) -> np.ndarray:
         """(S, K) numbers of each sentence, whose sums `score` reads."""
         marked, hypotheses = hypotheses, [glge.without_marks(text) for text in hypotheses]
-        found = list(overlap.rouge_per_sentence(hypotheses, self.references).values())
+        found = self._shared_out(overlap.rouge_per_sentence, hypotheses, self.references)
         if self.glge_variant is not None:
             prepared = [glge.prepare_hypothesis(text, self.glge_variant) for text in marked]
-            found += glge.rouge_per_sentence(prepared, self._glge_references).values()
+            found += self._shared_out(glge.rouge_per_sentence, prepared, self._glge_references)
         if self.diffuseq:
             found.append(sentence_bleu(hypotheses, self.references))
             found += overlap.rouge_per_sentence(hypotheses, self.references, ("rougeL",), use_stemmer=False).values()
@@ -166,6 +171,17 @@ class Evaluation:
             found.append(overlap.changed_per_sentence(hypotheses, self.sources))
         corpus = [measure.statistics(hypotheses, self.references) for measure in self._corpus.values()]
         return np.concatenate([np.array(found, dtype=float).T, np.ones((len(hypotheses), 1)), *corpus], axis=1)
+
+    def _shared_out(self, rouge: Callable, hypotheses: list[str], references: list[str]) -> list[list[float]]:
+        """The columns of a ROUGE of each sentence, whose time grows with the square of its length, by processes."""
+        if self.workers == 1 or len(hypotheses) < SHARED_OUT:
+            return list(rouge(hypotheses, references).values())
+        size = -(-len(hypotheses) // (4 * self.workers))
+        parts = ([texts[first : first + size] for first in range(0, len(texts), size)]
+                 for texts in (hypotheses, references))
+        with ProcessPoolExecutor(self.workers) as pool:
+            found = [list(part.values()) for part in pool.map(rouge, *parts)]
+        return [list(chain.from_iterable(column)) for column in zip(*found)]
 
     def score(self, sums: np.ndarray) -> list[float]:
         """The measures of `self.measures` from the sums of `statistics` over sentences."""
@@ -245,6 +261,7 @@ def evaluate(
     oracle: str = DEFAULT_ORACLE,
     diffuseq: bool = False,
     seed: int = 1,
+    workers: int = 1,
 ) -> Evaluation:
     """Score a model beside other systems and the baselines.
 
@@ -256,11 +273,12 @@ def evaluate(
         bert_scorer: of model_based.load_bert_scorer; adds BERT_MEASURES to each row.
         oracle: of reranking.ORACLES, what the oracle chooses by.
         diffuseq: adds DIFFUSEQ_MEASURES, those of DiffuSeq's Table 1, to each row.
+        workers: processes that share ROUGE's work; the numbers do not depend on them.
     Raises:
         UserError: unequal numbers of sentences, two systems of one name, an unknown variant or utility, an oracle that
             chooses by GLGE's ROUGE without a variant of it, nltk is missing.
     """
-    evaluation = Evaluation(references, sources, glge_variant, bert_scorer, oracle, diffuseq)
+    evaluation = Evaluation(references, sources, glge_variant, bert_scorer, oracle, diffuseq, workers)
     evaluation.add(name, model, utilities)
     for other, system in (systems or {}).items():
         evaluation.add(other, system, utilities)

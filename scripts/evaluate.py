@@ -21,6 +21,7 @@ all others as references at once, which gives higher numbers.
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,7 @@ def evaluate_files(args: argparse.Namespace, model: Outputs) -> tuple[Evaluation
         oracle=args.oracle,
         diffuseq=args.diffuseq_metrics,
         seed=args.seed,
+        workers=args.workers,
     )
     return evaluation, systems
 
@@ -241,6 +243,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-target", metavar="FILE", help="baseline: random lines of this file")
     parser.add_argument("--seed", type=count(0), default=1,
                         help="of that draw, of --take and of --confidence (default: %(default)s)")
+    parser.add_argument("--workers", type=count(1), default=os.cpu_count() or 1, metavar="N",
+                        help="processes that share ROUGE's work (default: all cores)")
     parser.add_argument("--system", action="append", default=[], type=named("NAME=FILE", str), metavar="NAME=FILE",
                         help="a further row: one line a sentence, or generated output; repeatable")
     parser.add_argument("--pool", action="append", default=[], metavar="FILE",

@@ -127,3 +127,11 @@ def test_the_help_says_which_self_bleu_is_meant(capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--help"])
     assert "self-BLEU is the mean over pairs of a source's candidates" in capsys.readouterr().out
+
+
+def test_processes_share_the_work_and_change_no_number(monkeypatch):
+    monkeypatch.setattr(_evaluation, "SHARED_OUT", 3)
+    texts, references = [f"w{i} a b w{i % 3}" for i in range(11)], [f"a w{i % 4} b" for i in range(11)]
+    found = [evaluate.evaluate(evaluate.Outputs([texts]), references, glge_variant="plain", workers=workers).rows
+             for workers in (1, 2)]
+    assert found[0] == found[1] and found[0]["model"]["rouge1"] > 0
