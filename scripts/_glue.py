@@ -10,19 +10,23 @@ from _data import DataError, check_same_length, utf8_lines
 EPOCHS = 10  # of fine-tuning ("Democratized Diffusion Language Model", section 4.2)
 EOS = 2  # index of the end of a sentence in every dictionary of fairseq
 # What fairseq's criterion is asked for, beside the accuracy that it always logs.
-REPORT = {"accuracy": (), "mcc": ("--report-mcc",), "acc_and_f1": ("--report-acc-and-f1",)}
+REPORT = {"accuracy": (), "mcc": ("--report-mcc",), "acc_and_f1": ("--report-acc-and-f1",),
+          "pearson_and_spearman": ("--report-pearson-and-spearman",)}
+TESTS = ("test", "test1")  # splits without labels: those are on a server
+HIGHEST = 5.0  # of the scores of a task that has scores in the place of labels; the lowest is 0
 
 
 class Example(NamedTuple):
-    """A text or two, and their label."""
+    """A text or two, and their label; None in a test set."""
 
     texts: tuple[str, ...]
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A task: its labels, in the order of their numbers, what validation maximises, and how long it is trained."""
+    """A task: its labels, in the order of their numbers (none where it has scores), what validation maximises, and how
+    long it is trained."""
 
     labels: tuple[str, ...]
     inputs: int
@@ -37,16 +41,26 @@ class Labelled:
         """(where it stands, example) of a split; None for a line that is broken."""
         raise NotImplementedError
 
+    def knows(self, label: str) -> bool:
+        """Whether a label is one of the task's."""
+        if self.labels:
+            return label in self.labels
+        try:
+            return 0 <= float(label) <= HIGHEST
+        except ValueError:
+            return False
+
     def options(self) -> list[str]:
         """fairseq-train's options for the task."""
         pair = ["--separator-token", str(EOS)] if self.inputs == 2 else []
+        scores = [] if self.labels else ["--regression-target"]
         return ["--task", "sentence_prediction", "--criterion", "sentence_prediction", "--num-classes",
-                str(len(self.labels)), *pair, *REPORT[self.metric], "--best-checkpoint-metric", self.metric,
-                "--maximize-best-checkpoint-metric", "--max-epoch", str(self.epochs)]
+                str(len(self.labels) or 1), *scores, *pair, *REPORT[self.metric], "--best-checkpoint-metric",
+                self.metric, "--maximize-best-checkpoint-metric", "--max-epoch", str(self.epochs)]
 
 
 class Columns(NamedTuple):
-    """The columns that a task takes from a table; header: their names where the file has none."""
+    """The columns that a task takes from a table; header: their names where a file with labels has none."""
 
     texts: tuple[str, ...]
     label: str = "label"
@@ -59,26 +73,29 @@ class Table(Labelled):
 
     columns: Columns = Columns(("sentence",))
     valid: tuple[str, ...] = ("dev.tsv",)
+    test: tuple[str, ...] = ("test.tsv",)
 
     def files(self, split: str) -> list[str]:
-        named = {"train": "train.tsv", **dict(zip(("valid", "valid1"), self.valid))}
+        named = {"train": "train.tsv", **dict(zip(("valid", "valid1"), self.valid)), **dict(zip(TESTS, self.test))}
         return [named[split]] if split in named else []
 
     def examples(self, folder: Path, split: str) -> Iterator[tuple[str, Example | None]]:
-        path = folder / self.files(split)[0]
+        path, labelled = folder / self.files(split)[0], split not in TESTS
         with path.open("rb") as stream:
             rows = enumerate((line.rstrip("\r").split("\t") for line in utf8_lines(stream, str(path))), 1)
-            header = self.columns.header or [name.strip("\ufeff ") for name in next(rows, (1, []))[1]]
-            wanted = (*self.columns.texts, self.columns.label)
+            header = labelled and self.columns.header or [name.strip("\ufeff ") for name in next(rows, (1, []))[1]]
+            wanted = (*self.columns.texts, *([self.columns.label] if labelled else []))
             if missing := [name for name in wanted if name not in header]:
                 raise DataError(f"{path}, line 1: no column {', '.join(missing)}; it is not that of the distributor, "
                                 "fetch it again")
             places = [list(header).index(name) for name in wanted]
             for number, row in rows:
                 found = None
-                if len(row) == len(header) and row[places[-1]] in self.labels:
-                    *texts, label = (row[place] for place in places)
-                    found = Example(tuple(texts), label)
+                if len(row) == len(header):
+                    cells = [row[place] for place in places]
+                    label = cells.pop() if labelled else None
+                    if label is None or self.knows(label):
+                        found = Example(tuple(cells), label)
                 yield f"{path}, line {number}", found
 
 
@@ -107,7 +124,9 @@ TASKS: dict[str, Labelled] = {
     "SST-2": Table(ZERO_ONE, 1),
     "MRPC": Table(ZERO_ONE, 2, "acc_and_f1", columns=Columns(("#1 String", "#2 String"), "Quality")),
     "QQP": Table(ZERO_ONE, 2, "acc_and_f1", columns=Columns(("question1", "question2"), "is_duplicate")),
+    "STS-B": Table((), 2, "pearson_and_spearman", columns=Columns(("sentence1", "sentence2"), "score")),
     "MNLI": Table(("contradiction", "entailment", "neutral"), 2, valid=("dev_matched.tsv", "dev_mismatched.tsv"),
+                  test=("test_matched.tsv", "test_mismatched.tsv"),
                   columns=Columns(("sentence1", "sentence2"), "gold_label")),
     "QNLI": Table(ENTAILMENT, 2, columns=Columns(("question", "sentence"))),
     "RTE": Table(ENTAILMENT, 2, epochs=20, columns=Columns(("sentence1", "sentence2"))),

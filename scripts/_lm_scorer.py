@@ -19,13 +19,14 @@ class Scorer(NamedTuple):
     name: str
 
 
-def load_scorer(option: str, name: str, gguf: str | None = None, device: str = "cpu", head: bool = True) -> Scorer:
+def load_scorer(option: str, name: str, gguf: str | None = None, device: str | None = None, head: bool = True) -> Scorer:
     """Load a causal language model and its tokenizer.
 
     Args:
         option: that gave the name, for the errors.
         name: a folder, or a name on the hub; what is cached needs no network.
         gguf: file of the folder with both, instead of transformers' own.
+        device: None: a GPU where there is one.
         head: with the layer that predicts words; without, models of other kinds load, too, for their hidden states.
     Raises:
         UserError: a package, the model or the device is missing, or the model is damaged.
@@ -33,6 +34,7 @@ def load_scorer(option: str, name: str, gguf: str | None = None, device: str = "
     transformers = import_transformers(option)
     from safetensors import SafetensorError  # comes with transformers
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     folder = Path(name)
     # the hub takes any path for the name of a repository, and an absent folder would be looked for there

@@ -184,7 +184,9 @@ def losses(log):
 
 
 @pytest.mark.parametrize("own", [["--timestep-sampler", "low-discrepancy"],
-                                 ["--timestep-sampler", "loss-second-moment"], ["--bf16"]], ids=lambda own: own[-1])
+                                 ["--timestep-sampler", "loss-second-moment"], ["--bf16"],
+                                 ["--store-ema", "--ema-fp32", "--ema-decay", "0.9"],
+                                 ["--bf16", "--store-ema", "--ema-fp32", "--ema-decay", "0.9"]], ids=" ".join)
 def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_path, own):
     options = [*TRAIN, "--max-update", "24", *own, "--diffusion-timesteps", "40", "--disable-validation"]
     whole = losses(run_module("train", work / "bin", *options, "--save-dir", tmp_path / "whole").stdout)
@@ -202,9 +204,14 @@ def test_killed_training_resumes_and_ends_as_if_nothing_had_happened(work, tmp_p
     assert min(resumed) == 11 and max(resumed) == 24
     for update, loss in resumed.items():
         assert math.isclose(loss, whole[update], abs_tol=1e-4), update
-    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
-            for name in ("whole", "killed")]
-    assert ends[0].keys() == ends[1].keys() and all(value.equal(ends[1][name]) for name, value in ends[0].items())
+    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "killed")]
+    parts = [{"model": end["model"], **{name: end["extra_state"][name] for name in ("ema", "ema_fp32_params")
+                                        if "--store-ema" in own}} for end in ends]
+    for name, whole_part in parts[0].items():
+        assert whole_part.keys() == parts[1][name].keys()
+        assert all(value.equal(parts[1][name][key]) for key, value in whole_part.items()), name
+    if "--store-ema" in own:
+        assert not all(value.equal(parts[0]["model"][key]) for key, value in parts[0]["ema"].items())
 
 
 class Payload:

@@ -54,7 +54,7 @@ def test_what_stock_checkpoints_hold_is_loaded(tmp_path):
 @pytest.mark.skipif(TORCH < (2, 6), reason="torch's allow-list knows one name a function before 2.6")
 def test_arrays_of_another_numpy_are_loaded(tmp_path):
     written, renamed = tmp_path / "written.pt", tmp_path / "renamed.pt"
-    torch.save({"counts": np.array([1, 2])}, written)
+    torch.save({"counts": np.array([1, 2]), "best": np.float64(0.5)}, written)
     ours, other = b"numpy._core.multiarray", b"numpy.core.multiarray"
     if np.__version__.startswith("1."):
         ours, other = other, ours
@@ -65,7 +65,8 @@ def test_arrays_of_another_numpy_are_loaded(tmp_path):
                 assert ours in content
                 content = content.replace(ours, other)
             target.writestr(name, content)
-    assert torch.load(renamed)["counts"].tolist() == [1, 2]
+    for file in (written, renamed):
+        assert torch.load(file)["counts"].tolist() == [1, 2] and torch.load(file)["best"] == 0.5
 
 
 @pytest.mark.parametrize("what", list(pickled_calls("")))

@@ -114,6 +114,43 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(work, tmp_p
     assert max(whole_run(work, tmp_path, 12)) == 12
 
 
+# The loss falls, so that all validations but the first are worse: that at update 18 is the last. At the ends of epochs,
+# after 7 and 14 updates, a checkpoint is written without one.
+PATIENCE = [*TRAIN, "--diffusion-timesteps", "40", "--maximize-best-checkpoint-metric", "--patience", "5",
+            "--validate-interval-updates", "3", "--validate-interval", "1000"]
+
+
+def counted(folder):
+    return torch.load(folder / "checkpoint_last.pt", weights_only=True)["extra_state"]["early_stopping"]
+
+
+def test_killed_training_stops_early_where_it_would_have(work, tmp_path):  # noqa: F811
+    whole = whole_run(work, tmp_path / "whole", 60, PATIENCE)
+    process = start(work, tmp_path / "killed", 60, options=PATIENCE)
+    for line in process.stdout:
+        if 8 in losses(line):
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert counted(tmp_path / "killed")["num_runs"] == 1
+    resumed = whole_run(work, tmp_path / "killed", 60, PATIENCE)
+    assert min(resumed) == 8 and max(resumed) == max(whole) == 18
+    assert counted(tmp_path / "killed") == counted(tmp_path / "whole") and counted(tmp_path / "whole")["num_runs"] == 5
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_that_has_stopped_early_does_no_update_more(work, tmp_path, processes):  # noqa: F811
+    options = [*PATIENCE, "--distributed-world-size", processes, "--ddp-backend", "legacy_ddp"]
+    assert max(whole_run(work, tmp_path, 60, options)) == 18
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run_module("train", work / "bin", *options, "--max-update", 60, "--save-dir", tmp_path)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "had stopped early, after 5" in line]
+    assert not losses(done.stdout) and len(said) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    longer = whole_run(work, tmp_path, 60, [*options, "--patience", 7])
+    assert min(longer) == 19 and max(longer) == 24
+
+
 def test_two_runs_make_the_same_checkpoint_whatever_the_workers(work, tmp_path):  # noqa: F811
     whole_run(work, tmp_path / "1", 20)
     again = [option if option != "0" or OPTIONS[place - 1] != "--num-workers" else "2"

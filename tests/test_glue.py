@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from helpers import REPOSITORY, run_module
 from test_recipes import recipe
@@ -15,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 import prepare_glue  # noqa: E402, I001
 import study_glue  # noqa: E402
 from _data import DataError  # noqa: E402
-from _glue import TASKS  # noqa: E402
+from _glue import TASKS, TESTS  # noqa: E402
 
 HEADERS = {
     "SST-2": "sentence label", "MRPC": "\ufeffQuality,#1 ID,#2 ID,#1 String,#2 String",
@@ -23,7 +24,11 @@ HEADERS = {
     "RTE": "index sentence1 sentence2 label",
     "MNLI": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
             "sentence1 sentence2 label1 gold_label",
+    "STS-B": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
 }
+TEST_HEADERS = {"CoLA": "index sentence", "SST-2": "index sentence", "QQP": "id question1 question2",
+                "MRPC": "index,#1 ID,#2 ID,#1 String,#2 String"}
+GLUE = [name for name in TASKS if name != "debsection"]
 WORDS = [f"{a}{b}" for a in ("ba", "do", "gi", "lu") for b in ("ra", "te", "mo", "nk", "ss")]
 
 
@@ -39,22 +44,36 @@ def lines_of(name, examples):
     return rows
 
 
+def lines_without_labels(name, texts):
+    """A file of a test set, which has no labels."""
+    head = TEST_HEADERS.get(name) or HEADERS[name].rpartition(" ")[0]
+    names = head.split("," if "," in head else " ")
+    return ["\t".join(names), *("\t".join(dict(zip(TASKS[name].columns.texts, row)).get(column, "x")
+                                         for column in names) for row in texts)]
+
+
+def labels_of(name):
+    return TASKS[name].labels or ("0.000", "2.5", "5")
+
+
 def write_lines(file, lines, end="\n"):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes("".join(line + end for line in lines).encode())
 
 
-def stand_in(folder, name, train=48, valid=12, seed=1):
+def stand_in(folder, name, train=48, valid=12, test=0, seed=1):
     """A task in the distributor's layout whose label is that of its first word."""
-    rng, task = random.Random(seed), TASKS[name]
-    for split, count in (("train", train), ("valid", valid), ("valid1", valid)):
-        for file in task.files(split):
+    rng, task, labels = random.Random(seed), TASKS[name], labels_of(name)
+    counts = {"train": train, "valid": valid, "valid1": valid, "test": test, "test1": test}
+    for split, count in counts.items():
+        for file in task.files(split) if count else ():
             examples = []
             for _ in range(count):
-                label = rng.randrange(len(task.labels))
+                label = rng.randrange(len(labels))
                 texts = [" ".join([WORDS[label], *rng.choices(WORDS, k=rng.randint(2, 6))]) for _ in range(task.inputs)]
-                examples.append((texts, task.labels[label]))
-            write_lines(folder / name / file, lines_of(name, examples))
+                examples.append((texts, labels[label]))
+            write_lines(folder / name / file, lines_of(name, examples) if split not in TESTS else
+                        lines_without_labels(name, [texts for texts, _ in examples]))
     return folder
 
 
@@ -62,14 +81,37 @@ def examples_of(name, folder, split="train"):
     return [tuple(one) for one in prepare_glue.read(TASKS[name], folder / name, split)]
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "debsection"])
+@pytest.mark.parametrize("name", GLUE)
 def test_every_layout_gives_its_texts_and_labels(tmp_path, name):
     task = TASKS[name]
     texts = ('He said "no', "4' 11\" tall  now")[: task.inputs]
-    wanted = [(texts, label) for label in task.labels]
+    wanted = [(texts, label) for label in labels_of(name)]
     write_lines(tmp_path / name / "train.tsv", lines_of(name, wanted), end="\r\n")
     clean = tuple(" ".join(text.split()) for text in texts)
-    assert examples_of(name, tmp_path) == [(clean, label) for label in task.labels]
+    assert examples_of(name, tmp_path) == [(clean, label) for label in labels_of(name)]
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_a_test_set_has_no_labels_and_loses_no_line(tmp_path, name):
+    texts = [("a  b", "c"), ("d", 'e "f')]
+    rows = [row[: TASKS[name].inputs] for row in texts]
+    for split in TESTS[: len(TASKS[name].valid)]:
+        file = tmp_path / name / TASKS[name].files(split)[0]
+        assert split not in prepare_glue.splits_of(TASKS[name], tmp_path / name)
+        write_lines(file, lines_without_labels(name, rows * 200))
+        found = examples_of(name, tmp_path, split)
+        assert found == [(tuple(" ".join(text.split()) for text in row), None) for row in rows] * 200
+    assert prepare_glue.splits_of(TASKS[name], tmp_path / name)[-1] == split
+    write_lines(file, [*lines_without_labels(name, rows * 200), "cut short"])
+    with pytest.raises(DataError, match="1 of 401 lines have not the fields of the first one .the first: .*line 402"):
+        examples_of(name, tmp_path, split)
+
+
+def test_scores_are_from_0_to_5(tmp_path):
+    for score in ("5.1", "-1", "nan", "x", ""):
+        write_lines(tmp_path / "STS-B/train.tsv", lines_of("STS-B", [(("a", "b"), score)]))
+        with pytest.raises(DataError, match="1 of 1 lines .* a label other than a number from 0 to 5 "):
+            examples_of("STS-B", tmp_path)
 
 
 def test_broken_lines_are_left_out_and_named(tmp_path, capsys):
@@ -207,6 +249,87 @@ def test_the_best_setting_is_that_of_the_first_seed():
     rows = {study_glue.name_of(cell, setting, 1): {"best": best} for setting, best in zip(grid, (50, 60, 60))}
     rows[study_glue.name_of(cell, grid[0], 2)] = {"best": 99}
     assert study_glue.best_settings(arguments, rows) == {cell: grid[1]}
+
+
+def options_of(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study_glue.py", "work", "--output", "out", "--seeds", "2", *words])
+    return study_glue.parse_arguments()
+
+
+def prepared(folder, **tasks):
+    for name, more in tasks.items():
+        write_lines(folder / name / "options.txt", [" ".join(TASKS[name].options())])
+        facts = {"examples": {"valid": 1}, study_glue.MAJORITY: 50, **more}
+        write_lines(folder / name / "task.json", [json.dumps(facts)])
+    return folder
+
+
+def trained(folder, monkeypatch, task, records, words):
+    """The row of a training that says so many records, and the words of its command."""
+    told = []
+
+    def train(command, log, mode):
+        told.append(list(map(str, command)))
+        write_lines(log, map(json.dumps, records))
+
+    monkeypatch.setattr(study_glue, "run", train)
+    arguments = options_of(words, monkeypatch)
+    arguments.work, arguments.output = folder, folder / "study"
+    row = study_glue.fine_tune(arguments, (task, study_glue.SCRATCH), arguments.grid[0], 1)
+    return row, told[0]
+
+
+@pytest.mark.parametrize("arch, times", [
+    (["--arch", "ddlm_classifier_tiny"], ["1", "5", "10"]), (["--arch=ddlm_classifier_base"], ["1", "5", "10"]),
+    (["--arch", "roberta_base"], [""]), (["-a", "roberta_base"], [""])])
+def test_only_models_of_a_time_get_one(tmp_path, monkeypatch, arch, times):
+    records = [{"valid_accuracy": 50, "valid_num_updates": 1}]
+    row, words = trained(prepared(tmp_path, RTE={"metric": "accuracy"}), monkeypatch, "RTE", records, ["--", *arch])
+    assert [setting.time for setting in options_of(["--", *arch], monkeypatch).grid[:3]] == (times * 3)[:3]
+    assert ("--classification-time" in words) == (times != [""]) and "--valid-subset" not in words
+    folder = words[words.index("--save-dir") + 1]
+    assert folder.endswith("RTE-from-scratch-lr3e-4-batch16" + ("-t1-seed1" if times != [""] else "-seed1"))
+    # What is left is what the host's own parser takes.
+    monkeypatch.setattr(sys, "argv", words)
+    parsed = options.parse_args_and_arch(options.get_training_parser(), input_args=[*words[1:], *arch])
+    assert parsed.task == "sentence_prediction" and parsed.max_epoch == 20
+
+
+def test_the_parts_are_those_of_the_best_epoch(tmp_path, monkeypatch):
+    folder = prepared(tmp_path, MRPC={"metric": "acc_and_f1"}, RTE={"metric": "accuracy"},
+                      MNLI={"metric": "accuracy", "examples": {"valid": 1, "valid1": 1}})
+    arch = ["--", "--arch", "ddlm_classifier_tiny"]
+    both = [{f"valid_{name}": value + epoch % 2 for name, value in (("acc_and_f1", 75), ("f1", 80), ("accuracy", 70))}
+            | {"valid_num_updates": epoch} for epoch in (1, 2, 3)]
+    row, words = trained(folder, monkeypatch, "MRPC", both, arch)
+    assert row["best"] == 76 and row["parts"] == {"F1": 81, "accuracy": 71} and len(row["curve"]) == 3
+    assert list(row["parts"]) == ["F1", "accuracy"] and "--valid-subset" not in words
+    sets = [{f"{subset}_accuracy": value, f"{subset}_num_updates": epoch}
+            for epoch, values in ((1, (50, 60)), (2, (55, 40))) for subset, value in zip(("valid", "valid1"), values)]
+    row, words = trained(folder, monkeypatch, "MNLI", sets, arch)
+    assert row["best"] == 55 and row["parts"] == {"matched": 55, "mismatched": 40}
+    assert words[words.index("--valid-subset") + 1] == "valid,valid1"
+    assert trained(folder, monkeypatch, "RTE", sets, arch)[0]["parts"] == {}
+
+
+def test_parts_stand_in_a_table_of_their_own_and_earlier_rows_have_none(tmp_path, monkeypatch):
+    arguments = options_of(["--checkpoint", "span=x", "--", "--arch", "x"], monkeypatch)
+    arguments.work = prepared(tmp_path, MRPC={"metric": "acc_and_f1"}, RTE={"metric": "accuracy"})
+    arguments.tasks, setting = ["MRPC", "RTE"], arguments.grid[0]
+    chosen = {(task, start): setting for task in arguments.tasks for start in arguments.starts}
+    rows = {study_glue.name_of(cell, setting, seed): {"task": cell[0], "start": cell[1], "best": 70 + seed}
+            for cell in chosen for seed in (1, 2)}
+    before = study_glue.tables(arguments, rows, chosen)
+    assert "71.5 ± 0.7" in before and "parts" not in before
+    for seed in (1, 2):
+        rows[study_glue.name_of(("MRPC", "span"), setting, seed)]["parts"] = {"F1": 80 + seed, "accuracy": 60 + seed}
+    table = study_glue.tables(arguments, rows, chosen).split("\n\n")
+    parts = table[table.index("its parts: MRPC F1 / accuracy") + 1].splitlines()
+    assert parts[0].split() == ["system", "MRPC"] and parts[2].split() == ["from", "scratch", "-"]
+    assert parts[3].endswith("81.5 ± 0.7 / 61.5 ± 0.7")
+    study_glue.plot(arguments, chosen, {**rows, **{study_glue.name_of(cell, point, 1): {"best": 50}
+                    for cell in chosen for point in arguments.grid[1:]}}, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10000
 
 
 @pytest.mark.parametrize("words, message", [

@@ -20,6 +20,7 @@ from diffusion_fairseq.compat.help import show_all_options
 from diffusion_fairseq.compat.lines import report_bad_lines
 from diffusion_fairseq.compat.literals import literal_eval
 from diffusion_fairseq.compat.options import report_bad_options
+from diffusion_fairseq.compat.patience import keep_patience
 from diffusion_fairseq.compat.processes import (
     broadcast_object,
     join_torchrun,
@@ -74,6 +75,7 @@ MENDS = (
     half_precision_resumes,
     bf16_is_not_tpu,
     own_training_time,
+    keep_patience,
     one_log_handler,
     absent_parameters,
     better_transformer,

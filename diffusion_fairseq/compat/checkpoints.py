@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, AttributeError,
               ValueError)
-WRITTEN_BY_EVAL_BLEU = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")  # in files of its major versions 1 and 2
 
 
 def force_weights_only() -> None:
@@ -40,16 +40,17 @@ def force_weights_only() -> None:
 def safe_globals() -> None:
     """Allow what the host's own checkpoints hold beyond tensors and plain values.
 
-    Any torch: argparse.Namespace for stock architectures, and numpy's arrays for runs with --eval-bleu.
+    Any torch: argparse.Namespace for stock architectures, numpy's arrays for runs with --eval-bleu, and its numbers
+    where they are the best metric, as F1 and correlations of classification are.
     https://github.com/facebookresearch/fairseq/issues/5610
     """
-    rebuild = np.empty(0).__reduce__()[0]
-    allowed = [argparse.Namespace, rebuild, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
+    rebuild, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    allowed = [argparse.Namespace, rebuild, scalar, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
     # How an array's bytes are written; torch allows it by default since 2.5.
     allowed.append(codecs.encode)
     if torch.torch_version.TorchVersion(torch.__version__) >= (2, 6):
-        # The function has another name in each major version of numpy, and the file holds its writer's.
-        allowed += [(rebuild, name) for name in WRITTEN_BY_EVAL_BLEU]
+        # Functions have another name in each major version of numpy, and the file holds its writer's.
+        allowed += [(function, f"{module}.{function.__name__}") for module in NUMPY for function in (rebuild, scalar)]
     torch.serialization.add_safe_globals(allowed)
 
 

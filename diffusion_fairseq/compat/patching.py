@@ -1,5 +1,6 @@
 """How a mend puts its function in the place of the host's."""
 
+import os
 import sys
 from types import ModuleType
 from typing import Callable
@@ -20,18 +21,33 @@ def as_program(module: ModuleType) -> list[ModuleType]:
     return [module, program] if spec and spec.name == module.__name__ else [module]
 
 
+def command_scopes(name: str) -> list[dict]:
+    """The names that the functions of fairseq_cli.NAME see: its module's, and those of the program that is its file.
+
+    A process that was spawned from the program holds but a copy of them in its __main__.
+    """
+    starts = [getattr(sys.modules.get(place), "cli_main", None) for place in ("__main__", f"fairseq_cli.{name}")]
+    scopes = [getattr(start, "__globals__", {}) for start in starts]
+    file = os.path.join("fairseq_cli", f"{name}.py")
+    return [scope for scope in scopes if str(scope.get("__file__")).endswith(file)]
+
+
 def replace_in_command(name: str, function: str, new: Callable[[Callable], object]) -> None:
-    """Replace a function of fairseq_cli.NAME by new(function) when the command begins: by then its module, which may be
-    the program itself or be loaded after this package, is there."""
-    stock = options.parse_args_and_arch
+    """Replace a function of fairseq_cli.NAME by new(function): where its module is loaded, which may be the program
+    itself, at once, as a process that was spawned reads no options; else when the command begins."""
+    stock, mended = options.parse_args_and_arch, []
+
+    def mend():
+        for scope in command_scopes(name):
+            if function in scope and not any(scope is other for other in mended):
+                mended.append(scope)
+                scope[function] = new(scope[function])
 
     def parse_args_and_arch(*args, **kwargs):
-        for place in ("__main__", f"fairseq_cli.{name}"):
-            old = getattr(sys.modules.get(place), function, None)
-            if old is not None:
-                setattr(sys.modules[place], function, new(old))
+        mend()
         return stock(*args, **kwargs)
 
+    mend()
     replace(options, "parse_args_and_arch", parse_args_and_arch)
 
 

@@ -147,12 +147,13 @@ def mauve_signature(seed: int = MAUVE_SEED) -> str:
     return f"buckets:texts/10|scale:5|seed:{seed}|mauve-text:{version('mauve-text')}"
 
 
-def load_bert_scorer(name: str, layer: Optional[int] = None, device: str = "cpu"):
+def load_bert_scorer(name: str, layer: Optional[int] = None, device: Optional[str] = None):
     """bert-score's scorer: no weights by frequency, no rescaling with a baseline.
 
     Args:
         name: a folder, or a name on the hub; what is cached needs no network.
         layer: whose hidden states are compared; None: the one that bert-score knows for a model of this name.
+        device: None: a GPU where there is one.
     Raises:
         UserError: a package or the model is missing, or no layer is known.
     """
