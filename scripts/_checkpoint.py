@@ -14,7 +14,7 @@ from diffusion_fairseq.diffusion.grids import GRIDS
 from diffusion_fairseq.diffusion.solvers import SOLVERS
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTaskConfig
-from diffusion_fairseq.tasks.sampling_config import SamplingConfig
+from diffusion_fairseq.tasks.sampling_config import WARPED, SamplingConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
 
 TASKS = {"seq2seq_diffusion": (Seq2SeqDiffusionTask, Seq2SeqDiffusionConfig),
@@ -40,7 +40,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     """The options that say how text is drawn, with so many steps by default."""
     parser.add_argument("--diffusion-steps", type=count(1), default=steps, help=f"default: {steps}")
     parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="default: ddpm")
-    parser.add_argument("--sampling-grid", choices=GRIDS, default="uniform", help="default: uniform")
+    parser.add_argument("--sampling-grid", choices=(*GRIDS, WARPED), default="uniform",
+                        help=f"{WARPED}: as training drew t, of a model that has learned it (default: uniform)")
     parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
 
 

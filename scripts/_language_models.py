@@ -1,5 +1,6 @@
 """Language models for scripts/benchmark.py: DDLM beside fairseq's transformer_lm, which decodes incrementally."""
 
+import math
 from argparse import Namespace
 
 import torch
@@ -84,6 +85,8 @@ class Decoded:
 def measure_language_models(bench, lengths=LENGTHS) -> None:
     """Texts a second by length: the transformer's, and ours with few and many steps (seed DDLM, figure 3)."""
     arch, dtype = bench.arguments.arch.replace("genie", "ddlm"), bench.fastest
+    repeats = bench.arguments.repeats
+    runs = {"repeats": 2} if repeats is None else {"repeats": repeats, "at_least": math.inf}
     dictionary = masked_dictionary(len(bench.dictionary))
     ours = make_ddlm(arch, dictionary, bench.device)
     transformer = make_transformer_lm(arch, dictionary, bench.device)
@@ -94,9 +97,9 @@ def measure_language_models(bench, lengths=LENGTHS) -> None:
     def measured(system, structure: str, work: Work, **more) -> dict:
         memory = AddedMemory(bench.device)
         memory.start()
-        seconds = seconds_of(system.generate, bench.device, repeats=2)
+        seconds = seconds_of(system.generate, bench.device, **runs)
         return bench.add(shape=PART, structure=structure, dtype=dtype, batch=work.batch, candidates=1, source=0,
-                         target=work.target, steps=work.steps, added_mb=memory.megabytes(),
+                         target=work.target, steps=work.steps, repeats=repeats, added_mb=memory.megabytes(),
                          sentences_per_s=work.batch / seconds, **more,
                          ms_per_candidate_step=1e3 * seconds / work.batch / work.steps)
 

@@ -1,8 +1,12 @@
 """What language models write for the same prompts, by diffusion or token by token, and how the studies measure it."""
 
 import argparse
+import html
 import random
+import re
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -14,7 +18,8 @@ import numpy as np
 import torch
 from _checkpoint import build_bpe, setup
 from _generated import Outputs
-from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Scoring, drawn, evaluate
+from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Sample, Scoring, drawn, evaluate
+from _lm_scorer import Scorer
 from _option_types import count
 from evaluate_lm import add_scoring, read_scoring
 from fairseq import checkpoint_utils
@@ -36,6 +41,13 @@ PROMPT_SEED = 1
 COLUMNS = {**{key: LIKELIHOOD[key] for key in ("ar_nll", "mauve", "perplexity", "unknown")}, **VARIETY,
            **{key: WHOLE[key] for key in ("words", "duplicate", "seen")}, "seconds": ("seconds", 1)}
 SETTINGS = ("subset", "bpe_model", "tokens_per_sample", "sample_break_mode", "texts", "samples", "batch_size")
+PAGE = """<!doctype html><meta charset="utf-8"><title>Samples</title>
+<style>body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; }
+h2 { font-size: 1rem; margin-top: 2rem; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; } th { font-weight: normal; opacity: .6; }
+</style>
+<p>What is given, and each system's continuation; words that come more than once in a text are marked.
+"""
 SCORING = ("scorer", "gguf", "mauve", "mauve_model", "scored", "max_tokens", "bos", "ngram_lines")
 
 
@@ -192,15 +204,50 @@ def by_transformer(prompts: Prompts, path: Path, data: str, samples: int, top_p:
     return Written(*written(prompts, write), None)
 
 
+def by_causal(prompts: Prompts, writer: Scorer, samples: int, top_p: float, seed: int) -> Written:
+    """What a causal language model of transformers writes after the beginning of each prompt: in a block of running
+    text as many of its own tokens as are asked for of ours, else to its end of text."""
+    model, tokenizer, _ = writer
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ends, longest = prompts.task.ends, prompts.task.cfg.tokens_per_sample
+    torch.manual_seed(seed)
+
+    def write(batch: dict) -> list[list[tuple]]:
+        rows = batch["net_input"]["src_tokens"]
+        asked = [longest if ends else int(number) for number in (rows == prompts.task.mask).sum(dim=1)]
+        prefixes = [prompts.text(prompts.beginning(row)) for row in rows]
+        given = [tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
+        size = 1 + max(map(len, given))
+        ids = torch.tensor([[begin] * (size - len(row)) + row for row in given], device=model.device)
+        seen = torch.tensor([[place >= size - 1 - len(row) for place in range(size)] for row in given])
+        found = model.generate(
+            input_ids=ids, attention_mask=seen.long().to(ids.device), do_sample=True, temperature=1.0, top_k=0,
+            top_p=top_p, num_return_sequences=samples, max_new_tokens=max(asked), pad_token_id=begin,
+            min_new_tokens=0 if ends else max(asked))
+        texts = found[:, size:].unflatten(0, (len(rows), samples)).tolist()
+        return [[(prefix, known, tokens[:number]) for tokens in of_row]
+                for prefix, known, number, of_row in zip(prefixes, given, asked, texts)]
+
+    def text(found: tuple[str, list[int], list[int]]) -> str:
+        """The prefix as it was, and what comes after it on the same line."""
+        prefix, known, tokens = found
+        before, after = (tokenizer.decode(one, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                         for one in (known, known + tokens))
+        return prefix + re.sub(r"\s+", " ", after[len(before) :])
+
+    return Written(*written(prompts, write, text), None)
+
+
 @torch.inference_mode()
-def written(prompts: Prompts, write) -> tuple[list[list[str]], float]:
-    """candidates[j][i], and the seconds that `write`, which makes tokens of a batch, took for all."""
+def written(prompts: Prompts, write: Callable, text: Callable | None = None) -> tuple[list[list[str]], float]:
+    """candidates[j][i], and the seconds that `write` took for all: it makes of a batch each prompt's tokens, or what
+    `text` takes."""
     texts, seconds = [], 0.0
     for batch in tqdm(prompts.batches, desc=prompts.kind, unit=" batches", leave=False, disable=None):
         began = time.perf_counter()
         found = write(batch)
         seconds += time.perf_counter() - began
-        texts += [[prompts.text(tokens) for tokens in of_prompt] for of_prompt in found]
+        texts += [[(text or prompts.text)(tokens) for tokens in of_prompt] for of_prompt in found]
     return [list(column) for column in zip(*texts)], seconds
 
 
@@ -240,10 +287,12 @@ class Judge:
         return NGrams(read_corpus(read.text(lines[row]) for row in shown))
 
     def features_of(self, prompts: Prompts) -> np.ndarray:
-        """MAUVE's features of the real texts."""
+        """MAUVE's features of the real texts, up to a given ending, as those that are compared with them."""
         if prompts.kind not in self.features:
             model, tokenizer, _ = self.scoring.mauve
-            texts = drawn(prompts.references, self.scoring.texts, seed=1)
+            rows = Rows(prompts.prefixes, prompts.endings)
+            rows.add(DATA, Outputs([prompts.references]))
+            texts = [sample.text for sample in drawn(rows.rows[DATA][0], self.scoring.texts, seed=1)]
             self.features[prompts.kind] = model_based.features(
                 texts, model, tokenizer, max_tokens=self.scoring.max_tokens, batch_tokens=self.scoring.batch_tokens)
         return self.features[prompts.kind]
@@ -252,3 +301,25 @@ class Judge:
 def quality(scores: dict) -> str:
     """The measure of likelihood that some texts have."""
     return "ar_nll" if scores.get("ar_nll") is not None else "perplexity"
+
+
+def sample_page(prompts: Prompts, texts: dict[str, list[str]], number: int = 8) -> str:
+    """A page (HTML) of some of the prompts, and under each what every system wrote (DDLM, table 4)."""
+    rows = Rows(prompts.prefixes, prompts.endings)
+    for name, found in texts.items():
+        rows.add(name, Outputs([found]))
+    parts = [PAGE]
+    for place in np.linspace(0, len(prompts.prefixes) - 1, min(number, len(prompts.prefixes))).astype(int):
+        given = " … ".join(filter(None, (prompts.prefixes[place], prompts.endings[place]))) or "nothing given"
+        lines = "".join(f"<tr><th>{html.escape(name)}<td>{marked(found[place])}\n"
+                        for name, (found,) in rows.rows.items())
+        parts.append(f"<h2>{html.escape(given)}</h2>\n<table>\n{lines}</table>\n")
+    return "".join(parts)
+
+
+def marked(sample: Sample) -> str:
+    """What was written, in HTML, words that the text has more than once marked."""
+    words = sample.text.split()
+    times = Counter(words)
+    return " ".join(f"<mark>{html.escape(word)}</mark>" if times[word] > 1 else html.escape(word)
+                    for word in words[sample.given_words :])

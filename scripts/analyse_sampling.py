@@ -7,7 +7,8 @@
 After "Democratized Diffusion Language Model", figures 1 to 3: the share of tokens that switched since the step before;
 the entropy of p(x_0 | x_t, t); the L2 norms of the predicted x_0 and of x_t; the cosines between the score and the last
 score, and between x_t and the last x_t. --initial-noise-scales draws a line for each scale, --later for each of several
-checkpoints (figure 1, top). Writes .json and .png, and prints some of the steps.
+checkpoints (figure 1, top). Of a checkpoint that keeps averaged weights (--store-ema) these are taken, of others their
+own: what is printed says which. Writes .json and .png, and prints some of the steps.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from _checkpoint import add_arguments, add_sampling_arguments, batches, load, load_model, sampling_config
 from _option_types import count, decimals
 from _study import named, write_rows
+from export_checkpoint import EMA_KEYS, ema_weights, warn_of_starting_weights
+from fairseq import checkpoint_utils
 from tqdm import tqdm
 
 from diffusion_fairseq.denoiser import Rows, aligned
@@ -38,6 +41,16 @@ CURVES = {
     "score_cosine": "cosine of score and last score", "xt_cosine": "cosine of xt and last xt",
 }
 PRINTED = (0, 0.25, 0.5, 0.75, 0.875, 0.95, 1)  # shares of the way through the steps
+
+
+def take_averaged(model: torch.nn.Module, path: str) -> str:
+    """Give a checkpoint's model the averaged weights, where the file keeps them; returns which weights it has."""
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    if not any(state["extra_state"].get(key) for key in EMA_KEYS):
+        return "its own weights"
+    warn_of_starting_weights(state, path)
+    model.load_state_dict(ema_weights(state, path))
+    return "averaged weights (EMA)"
 
 
 def trace(generator: DiffusionGenerator, rows: Rows) -> Tuple[Dict[str, List[float]], int]:
@@ -127,17 +140,21 @@ def main() -> None:
     arguments = parse_arguments()
     logging.disable(logging.INFO)  # of fairseq; warnings stay
     task, model = load(arguments)
-    curves = {}
+    curves, weights = {}, {arguments.path: take_averaged(model, arguments.path)}
     for scale in arguments.initial_noise_scales:
         sampling = sampling_config(arguments, initial_noise_scale=scale)
         curves[f"{scale:g}"] = analyse(task, model, sampling, arguments)
     if arguments.later:
         curves = {arguments.path: curves.popitem()[1]}
-        curves.update({path: analyse(task, load_model(task, path), sampling, arguments) for path in arguments.later})
+        for path in arguments.later:
+            model = load_model(task, path)
+            weights[path] = take_averaged(model, path)
+            curves[path] = analyse(task, model, sampling, arguments)
     write_rows(named(arguments.output, ".json"), curves)
     lines = "checkpoint" if arguments.later else "initial noise scale"
     plot(curves, lines, named(arguments.output, ".png"))
-    print(f"{table(curves, lines)}\n\n{named(arguments.output, '.png')}")
+    said = "".join(f"{path}: {which}\n" for path, which in weights.items())
+    print(f"{table(curves, lines)}\n\n{said}{named(arguments.output, '.png')}")
 
 
 if __name__ == "__main__":

@@ -298,6 +298,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=count(1), default=4, help="sentences at a time in the shapes (default: 4)")
     parser.add_argument("--steps", type=count(1), default=20, help="reverse steps of a generation (default: 20)")
     parser.add_argument("--train-batch", type=count(1), default=64, help="sentences of a training update (default: 64)")
+    parser.add_argument("--repeats", type=count(1), metavar="N",
+                        help="runs of a language model, whose median counts (default: 2, of long ones 1)")
     parser.add_argument("--sentences", type=count(1), metavar="N",
                         help="only generate N sentences with genie_small, 128 at a time, and follow the memory")
     arguments = parser.parse_args()

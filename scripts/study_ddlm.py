@@ -4,25 +4,28 @@
         --t-max 5,10,20,50 --laws uniform,time-warp --scorer FOLDER --output runs/study -- \\
         --optimizer adam --lr 1e-3 --batch-size 64 --max-update 20000 --store-ema --disable-validation
     python scripts/study_ddlm.py ... --masks span,random,mixed,prefix --output runs/study -- ...
+    python scripts/study_ddlm.py ... --writer gpt2 --writer EleutherAI/gpt-neo-125m --output runs/study -- ...
 
 After "Democratized Diffusion Language Model", tables 2 (--t-max and --laws), 3 (--masks) and 5 (all measures). Every
 combination is trained with score interpolation and what stands after --; so is fairseq's transformer_lm with the layers
 and widths of --arch, for as many updates on the same batches (--no-transformer leaves it out). Both write for the same
 prompts, drawn from a split: from nothing; after the first half of a text; by diffusion also between its first and last
-quarter. With --tokens-per-sample 64 these are the paper's tasks.
+quarter. With --tokens-per-sample 64 these are the paper's tasks. Trained models of others (--writer) write what the
+transformer does.
 
 Measures are those of scripts/evaluate_lm.py, which defines them (--help); "seconds" is writing all texts. Without
 --scorer the n-gram perplexity stands for AR-NLL. Numbers are means over --seeds, with their standard deviation.
 
-Writes study.json, study.txt and study.png into --output, and beside each model what it wrote, by task. Interrupted, the
-same command goes on where it was; values, masks, tasks and seeds may be added. Other options of sampling write anew,
-other scorers measure anew, and nothing is trained again.
+Writes study.json, study.txt and study.png into --output, samples.html with what all systems wrote for some prompts
+(table 4), and beside each model what it wrote, by task. Interrupted, the same command goes on where it was; values,
+masks, tasks and seeds may be added. Other options of sampling write anew, other scorers measure anew, and nothing is
+trained again.
 """
 
 import argparse
 import shlex
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +34,7 @@ import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import load_model
 from _lm_evaluation import DATA
+from _lm_scorer import load_scorer
 from _lm_writing import (
     COLUMNS,
     KINDS,
@@ -41,10 +45,12 @@ from _lm_writing import (
     Prompts,
     Written,
     add_prompts,
+    by_causal,
     by_diffusion,
     by_transformer,
     load_prompts,
     quality,
+    sample_page,
 )
 from _option_types import count, decimals, listed
 from _study import (
@@ -75,12 +81,14 @@ from diffusion_fairseq.tasks.sampling_config import WARPED, SamplingConfig
 from diffusion_fairseq.text.masking import MASKING
 
 TRANSFORMER = "transformer_lm"
+WRITER = "writer"  # the task of a model that others have trained
 LAWS = ("uniform", "time-warp", "gumbel")
 SAMPLING = (*SETTINGS, "solver", "steps", "warped_grid", "clamping", "top_p")
 
 
 class Variant(NamedTuple):
-    """What is trained: its options of fairseq-train beside those of all; t_max, law and mask of a DDLM."""
+    """What is trained: its options of fairseq-train beside those of all; t_max, law and mask of a DDLM. Of a WRITER its
+    folder in place of options."""
 
     name: str
     task: str
@@ -88,6 +96,10 @@ class Variant(NamedTuple):
     t_max: float | None = None
     law: str | None = None
     mask: str | None = None
+
+    def writes(self, kind: str) -> bool:
+        """Whether it writes for a task: from left to right no ending can be given."""
+        return self.t_max is not None or kind != "inpainting"
 
 
 def variants_of(arguments: argparse.Namespace) -> dict[str, Variant]:
@@ -105,6 +117,18 @@ def variants_of(arguments: argparse.Namespace) -> dict[str, Variant]:
             "--max-target-positions", str(arguments.tokens_per_sample + 1), "--skip-invalid-size-inputs-valid-test",
             *shlex.split(arguments.transformer_options)]))
     return {variant.name: variant for variant in found}
+
+
+def writers_of(arguments: argparse.Namespace) -> dict[str, Variant]:
+    """The models of --writer by the last names of their folders.
+
+    Raises:
+        UserError: two rows would have one name.
+    """
+    found = {Path(place).resolve().name: place for place in arguments.writer}
+    if len(found) < len(arguments.writer) or found.keys() & {DATA, TRANSFORMER}:
+        raise UserError(f"--writer {' '.join(arguments.writer)}: two rows would have one name: rename folders")
+    return {name: Variant(name, WRITER, [place]) for name, place in found.items()}
 
 
 def sizes_of(arch: str) -> list[str]:
@@ -137,7 +161,10 @@ def texts_of(variant: Variant, seed: int, prompts: Prompts, arguments: argparse.
     kept = read_rows(file)
     if kept.get("options") != options:
         checkpoint = folder / "model.pt"
-        if variant.name == TRANSFORMER:
+        if variant.task == WRITER:
+            writer = load_scorer("--writer", *variant.options, device=arguments.device)
+            found = by_causal(prompts, writer, arguments.samples, arguments.top_p, seed)
+        elif variant.name == TRANSFORMER:
             found = by_transformer(prompts, checkpoint, arguments.data, arguments.samples, arguments.top_p, seed)
         else:
             found = by_diffusion(prompts, load_model(prompts.task, str(checkpoint)), SamplingConfig(
@@ -149,15 +176,8 @@ def texts_of(variant: Variant, seed: int, prompts: Prompts, arguments: argparse.
     return Written(*(kept[name] for name in Written._fields))
 
 
-def measurements(arguments: argparse.Namespace, judge: Judge) -> dict[str, Callable[[], dict]]:
+def measurements(arguments: argparse.Namespace, judge: Judge, prompts_of: Callable) -> dict[str, Callable[[], dict]]:
     """What makes a row for each task of each training, and of the real text."""
-    loaded: dict[str, Prompts] = {}
-
-    def prompts_of(kind: str) -> Prompts:
-        if kind not in loaded:
-            loaded[kind] = load_prompts(arguments, kind)
-        return loaded[kind]
-
     def one(variant: Variant | None, seed: int, kind: str) -> dict:
         prompts = prompts_of(kind)
         found = Written([prompts.references], None, None) if variant is None else \
@@ -168,10 +188,25 @@ def measurements(arguments: argparse.Namespace, judge: Judge) -> dict[str, Calla
                 "scores": {**scores, "seconds": found.seconds}, "signatures": signatures}
 
     wanted = {f"{DATA}, {kind}": partial(one, None, 1, kind) for kind in arguments.write}
-    for seed, variant, kind in product(range(1, arguments.seeds + 1), arguments.variants.values(), arguments.write):
-        if (variant.name, kind) != (TRANSFORMER, "inpainting"):
+    for seed, variant, kind in product(range(1, arguments.seeds + 1), arguments.systems.values(), arguments.write):
+        if variant.writes(kind):
             wanted[f"{folder_of(variant.name, seed)}, {kind}"] = partial(one, variant, seed, kind)
     return wanted
+
+
+def samples(arguments: argparse.Namespace, prompts: Prompts) -> str:
+    """The page of what is in the data, and of what every system's first seed wrote."""
+    texts = {name: texts_of(variant, 1, prompts, arguments).candidates[0]
+             for name, variant in arguments.systems.items() if variant.writes(prompts.kind)}
+    return sample_page(prompts, {DATA: prompts.references, **texts})
+
+
+def sampled_by(arguments: argparse.Namespace) -> str:
+    """How texts were drawn, in words."""
+    grid = f"{WARPED} where a law of t was learned, else uniform" if arguments.warped_grid else "uniform"
+    clamping = "clamped" if arguments.clamping else "not clamped"
+    return (f"{arguments.solver}, {arguments.steps} steps, grid {grid}, {clamping}; token by token with top-p "
+            f"{arguments.top_p:g}")
 
 
 # ---- all together
@@ -214,7 +249,7 @@ def plot(tasks: dict[str, dict[str, list[dict]]], variants: dict[str, Variant], 
             points = [(row["scores"]["dist1"], row["scores"][measured]) for row in rows if row["scores"][measured]]
             if not points:
                 continue
-            marker = "*" if name in (DATA, TRANSFORMER) else "o"
+            marker = "o" if name in variants and variants[name].t_max is not None else "*"
             over_variety.plot(*zip(*points), linestyle="", label=name, marker=marker)
             if name in variants and variants[name].t_max is not None:
                 key = f"{variants[name].law}, {variants[name].mask}"
@@ -249,16 +284,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--transformer-options", default="", metavar="OPTIONS",
                         help="the same for the transformer alone, such as '--lr 5e-4'")
     parser.add_argument("--no-transformer", action="store_true", help="leave the transformer out")
+    parser.add_argument("--writer", action="append", default=[], metavar="FOLDER",
+                        help="a further row: a causal language model of transformers, a folder or a name on the hub, "
+                             "that writes as many tokens of its own as are asked for of the others; repeatable (paper: "
+                             "GPT-2, GPT-Neo)")
     add_study_options(parser, "of each model")
     add_prompts(parser)
     parser.add_argument("--solver", choices=SOLVERS, default="euler", help="default: %(default)s")
     parser.add_argument("--steps", type=count(1), default=50, help="reverse steps (default: %(default)s)")
     parser.add_argument("--warped-grid", action="store_true",
-                        help="space the steps by the law of t that a model has learned, where it has")
+                        help="space the steps as training drew t where a law was learned, time-warp or gumbel (CDCD), "
+                             "in place of evenly")
     parser.add_argument("--clamping", action="store_true", help="clamp estimates to embeddings")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                        help="the transformer draws among the likeliest tokens with this much probability (default: "
-                             "%(default)s, all)")
+                        help="what writes token by token draws among the likeliest with this much probability "
+                             "(default: %(default)s, all)")
     arguments = parse_study(parser)
     if not 0 < arguments.top_p <= 1:
         parser.error("--top-p must be above 0 and at most 1")
@@ -275,22 +315,25 @@ def main() -> None:
     arguments.data = ":".join(str(folder.resolve()) for folder in shards)
     prepare_output(arguments)
     arguments.variants = variants_of(arguments)
+    arguments.systems = {**arguments.variants, **writers_of(arguments)}
     keep_options(arguments.output, {"train": arguments.train, "data": arguments.data, **content_of(*shards)},
-                 {name: shlex.join(variant.options) for name, variant in arguments.variants.items()})
+                 {name: shlex.join(variant.options) for name, variant in arguments.systems.items()})
     judge = Judge(arguments)
+    prompts_of = cache(partial(load_prompts, arguments))
     trained = measure(trainings(arguments), arguments.output / "trainings.json", arguments.jobs)
     file = arguments.output / "study.json"
     forget_others(file, options_of(arguments, (*SAMPLING, *SCORING)))
-    rows = measure(measurements(arguments, judge), file, 1)
-    tasks = by_task(rows, [DATA, TRANSFORMER, *arguments.variants])
+    rows = measure(measurements(arguments, judge, prompts_of), file, 1)
+    tasks = by_task(rows, [DATA, TRANSFORMER, *arguments.systems])
     millions = {name: trained[folder_of(name, 1)]["parameters"] / 1e6 for name in arguments.variants}
     data = rows[f"{DATA}, {arguments.write[0]}"]
     said = (f"{tables(tasks, millions)}\n\n{data['scores']['texts']} prompts of {arguments.subset}, "
-            f"{arguments.samples} text(s) each, {arguments.seeds} seed(s); "
-            f"{arguments.solver}, {arguments.steps} steps\n"
+            f"{arguments.samples} text(s) each, {arguments.seeds} seed(s)\nsampling: {sampled_by(arguments)}\n"
             + "".join(f"{name}: {text}\n" for name, text in data["signatures"].items())
             + f"every training: {shlex.join(arguments.train)}\n")
     report(arguments.output / "study", rows, said, partial(plot, tasks, arguments.variants))
+    shown = "prefix" if "prefix" in arguments.write else arguments.write[0]
+    (arguments.output / "samples.html").write_text(samples(arguments, prompts_of(shown)), encoding="utf-8")
 
 
 if __name__ == "__main__":

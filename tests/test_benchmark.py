@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from _benchmark_plot import plot  # noqa: E402, I001
 from _diffuseq_systems import PublishedDiffuSeq, make_diffuseq, our_x0  # noqa: E402, I001
+import _language_models as language_models  # noqa: E402, I001
 from _language_models import Decoded, Denoised, make_ddlm, make_transformer_lm, masked_dictionary  # noqa: E402, I001
 from _systems import Autoregressive, Ours, Published, Work, dictionary_of, make_genie, make_transformer, trainings  # noqa: E402, I001
 
@@ -118,6 +120,18 @@ def test_language_models_are_of_one_size_and_write_texts_of_one_length():
     assert all(text[0]["steps"] == 3 and len(text[0]["tokens"]) <= 20 for text in texts)
     assert computed == [(48, 64)] * 3  # 40 positions, in whole registers
     assert texts[0][0]["tokens"].tolist() != texts[1][0]["tokens"].tolist()
+
+
+def test_language_models_run_as_often_as_is_asked_for(monkeypatch):
+    calls = []
+    for system in (Denoised, Decoded):
+        monkeypatch.setattr(system, "generate", lambda self: calls.append(type(self)))
+    monkeypatch.setattr(language_models, "STEPS", (2,))
+    arguments = SimpleNamespace(arch="genie_tiny", batch=1, repeats=50)
+    bench = SimpleNamespace(arguments=arguments, fastest="fp32", device="cpu", dictionary=DICTIONARY,
+                            add=lambda **row: row)
+    language_models.measure_language_models(bench, lengths=(16,))
+    assert calls == [Decoded] * 51 + [Denoised] * 51, "and one to warm up"
 
 
 def test_rotary_positions_bound_no_length():

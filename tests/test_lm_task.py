@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from test_cpd_task import make_data, write_split
 
 from diffusion_fairseq.errors import UserError
-from diffusion_fairseq.models.config import DiffuSeqConfig, DiffusionLMConfig, GenieConfig
-from diffusion_fairseq.models.presets import DIFFUSEQ, DIFFUSION_LM, GENIE
+from diffusion_fairseq.models.config import DDLMConfig, DiffuSeqConfig, DiffusionLMConfig, GenieConfig
+from diffusion_fairseq.models.presets import DDLM, DIFFUSEQ, DIFFUSION_LM, GENIE
 from diffusion_fairseq.tasks.cpd_pretrain import CPDPretrainConfig, CPDPretrainTask
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTask, DiffusionLMTaskConfig
 from diffusion_fairseq.tasks.seq2seq_diffusion import Seq2SeqDiffusionConfig, Seq2SeqDiffusionTask
@@ -182,6 +182,15 @@ def test_masking_without_effect_is_warned_about_in_training(data, caplog, maskin
     assert "--masking" not in caplog.text
     task.build_model(tiny(given_tokens=given))
     assert (message in caplog.text) if message else "--masking" not in caplog.text
+
+
+@pytest.mark.parametrize("masking, warned", [("full", True), ("span", False)])
+def test_a_ddlm_is_told_of_no_option_that_it_has_not(data, caplog, masking, warned):
+    cfg = model_options(DDLMConfig, DDLM["ddlm_tiny"])
+    cfg._name = "ddlm_tiny"
+    make_task(data, masking=masking).build_model(cfg)
+    assert ("a DDLM never sees a given token with --masking full" in caplog.text) == warned
+    assert "--given-tokens" not in caplog.text
 
 
 @pytest.mark.parametrize("options, message", [

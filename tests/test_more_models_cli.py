@@ -103,9 +103,17 @@ def test_sampling_is_analysed(work):
         assert found["score_cosine"][-1] == pytest.approx(1) and found["switches"][0] == 0
         assert 0 <= min(found["entropy"]) and found["xt_norm"][0] > found["xt_norm"][-1]
     again = str(shutil.copyfile(path, work / "ddlm" / "again.pt"))
-    subprocess.run([*words[:-4], "--later", again, "--output", work / "checkpoints"], check=True, capture_output=True)
+    averaged = work / "ddlm" / "averaged.pt"
+    subprocess.run([sys.executable, REPOSITORY / "scripts/export_checkpoint.py", "--ema", path, "--output", averaged],
+                   check=True, capture_output=True)
+    done = subprocess.run([*words[:-4], "--later", again, averaged, "--output", work / "checkpoints"], check=True,
+                          capture_output=True, text=True)
     found = json.loads((work / "checkpoints.json").read_text())
-    assert found == dict.fromkeys((str(path), again), curves["1"])
+    assert found == dict.fromkeys((str(path), again, str(averaged)), curves["1"])
+    assert f"{again}: averaged weights (EMA)\n{averaged}: its own weights\n" in done.stdout
+    subprocess.run([*words[:-4], "--sampling-grid", "warped", "--output", work / "warped"], check=True,
+                   capture_output=True)
+    assert json.loads((work / "warped.json").read_text())["1"] != curves["1"]
 
 
 def test_the_learned_law_of_t_is_analysed(work):

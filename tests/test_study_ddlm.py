@@ -12,6 +12,7 @@ import torch
 from helpers import REPOSITORY, make_ddlm, make_dictionary, make_prompts, make_sampling, prompt_tokens, wait_until
 from test_study import run_script
 from test_study_objectives import make_work
+from tiny_scorer import WORDS, make_scorer, save_scorer
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.presets import DDLM
@@ -20,6 +21,7 @@ from diffusion_fairseq.text.masking import GivenPositions
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import _lm_writing as writing  # noqa: E402, I001
 import _study  # noqa: E402
+from _lm_scorer import Scorer  # noqa: E402
 import study_ddlm as study  # noqa: E402
 import study_lm_sampling as sampling  # noqa: E402
 
@@ -34,7 +36,8 @@ def make_given(kind, ends=False):
     masked = ["".join("_" if noised else letter for letter, noised in zip(text, GivenPositions(given)(8, None)))
               for text in TEXTS]
     batch = {**make_prompts(DICTIONARY, *masked), "target": torch.tensor([prompt_tokens(DICTIONARY, t) for t in TEXTS])}
-    task = SimpleNamespace(target_dictionary=DICTIONARY, mask=MODEL.mask, ends=ends)
+    task = SimpleNamespace(target_dictionary=DICTIONARY, mask=MODEL.mask, ends=ends,
+                           cfg=SimpleNamespace(tokens_per_sample=8))
     return writing.Prompts(kind, task, None, [batch])
 
 
@@ -60,6 +63,68 @@ def test_blocks_are_written_to_their_end_and_texts_to_their_end_of_sentence(monk
     found = writing.by_diffusion(prompts, MODEL, make_sampling(diffusion_steps=2, solver="euler", candidates=2))
     assert [column[0] for column in found.candidates] == [words, words] and found.steps == 2 and found.seconds > 0
     assert set(lengths) == ({5} if ends else {8})
+
+
+@pytest.mark.parametrize("kind", writing.KINDS)
+def test_mauve_compares_texts_of_one_extent(monkeypatch, kind):
+    """A model that writes the real texts has the real texts' features, those of what ends where something is given."""
+    judge = object.__new__(writing.Judge)
+    judge.arguments, judge.features = Namespace(ngram_lines=0), {}
+    judge.scoring = writing.Scoring(mauve=(None, None, "m"))
+    monkeypatch.setattr(writing.model_based, "features", lambda texts, *_, **__: texts)
+    monkeypatch.setattr(writing.model_based, "mauve", lambda texts, data: (texts, data))
+    monkeypatch.setattr(writing.model_based, "mauve_signature", lambda: "")
+    prompts = make_given(kind)
+    texts, data = judge.scores("model", prompts, [prompts.references])[0]["mauve"]
+    assert texts == data and all(text.endswith("w7") == (kind == "inpainting") for text in data)
+
+
+@pytest.mark.parametrize("kind, ends", [("unconditional", False), ("prefix", False), ("prefix", True)])
+def test_a_causal_model_goes_on_after_each_prefix(kind, ends):
+    writer = Scorer(*make_scorer(), "tiny")
+    writer.model.generation_config.suppress_tokens = [1]  # of unknown words, which are not spelt
+    prompts = make_given(kind, ends)
+    found = writing.by_causal(prompts, writer, 3, 1.0, seed=1)
+    assert len(found.candidates) == 3 and found.steps is None and found.seconds > 0
+    asked = 8 if kind == "unconditional" or ends else 4
+    for column in found.candidates:
+        for text, prefix in zip(column, prompts.prefixes):
+            written = text[len(prefix) :].split()
+            assert text.startswith(prefix) and set(written) <= set(WORDS.split())
+            assert len(written) == asked or ends and len(written) <= asked
+    assert writing.by_causal(prompts, writer, 3, 1.0, seed=1).candidates == found.candidates
+    assert writing.by_causal(prompts, writer, 3, 1.0, seed=2).candidates != found.candidates
+    surest = writing.by_causal(prompts, writer, 1, 1e-6, seed=1).candidates[0]
+    batch, = prompts.batches
+    for row, text in enumerate(surest):
+        alone = {**batch, "net_input": {"src_tokens": batch["net_input"]["src_tokens"][row : row + 1]}}
+        assert writing.by_causal(prompts._replace(batches=[alone]), writer, 1, 1e-6, seed=1).candidates == [[text]]
+
+
+def test_a_page_of_samples_marks_what_comes_more_than_once():
+    page = writing.sample_page(make_given("inpainting"), {
+        "data": ["w2 w3 <b> <b> w8 w9", "w2 w4 w8 w9"], "a & b": ["w2 w3 w3 x w8 w9", "w2 x x w8 w9"]})
+    first, second = page.split("<h2>")[1:]
+    assert first.startswith("w2 w3 … w8 w9</h2>") and second.startswith("w2 … w8 w9</h2>")
+    assert "<tr><th>data<td><mark>&lt;b&gt;</mark> <mark>&lt;b&gt;</mark>\n" in first
+    assert "<tr><th>a &amp; b<td><mark>w3</mark> x\n" in first and "<td><mark>x</mark> <mark>x</mark>\n" in second
+    assert writing.sample_page(make_given("unconditional"), {"data": ["a", "b"]}).count("<h2>nothing given</h2>") == 2
+
+
+def test_what_decides_of_sampling_is_said():
+    options = Namespace(solver="euler", steps=50, warped_grid=False, clamping=False, top_p=1.0)
+    assert study.sampled_by(options) == "euler, 50 steps, grid uniform, not clamped; token by token with top-p 1"
+    options.warped_grid = options.clamping = True
+    assert ", grid warped where a law of t was learned, else uniform, clamped; " in study.sampled_by(options)
+
+
+def test_writers_have_names_of_their_own():
+    found = study.writers_of(Namespace(writer=["models/gpt2", "EleutherAI/gpt-neo-125m"]))
+    assert [one.writes("inpainting") for one in found.values()] == [False, False]
+    assert list(found) == ["gpt2", "gpt-neo-125m"] and found["gpt2"].options == ["models/gpt2"]
+    for places in (["a/gpt2", "b/gpt2"], ["models/data"]):
+        with pytest.raises(UserError, match="^--writer .*: two rows would have one name"):
+            study.writers_of(Namespace(writer=places))
 
 
 SIZES = {name: int(size) for name, size in zip(*[iter(study.sizes_of("ddlm_base"))] * 2)}
@@ -128,6 +193,17 @@ def test_rows_are_of_what_is_in_the_files_wherever_they_lie(tmp_path):
     assert rows[0] == rows[1] and rows[0]["steps"] == 3
     assert [name for name in rows[0] if rows[0][name] != rows[2][name]] == ["data"]
     assert [name for name in rows[0] if rows[0][name] != rows[3][name]] == ["path"]
+
+
+def test_the_index_stands_for_the_training_text(tmp_path, monkeypatch):
+    def found(*, index="i", text="t", valid="v"):
+        for name, content in (("train.idx", index), ("train.bin", text), ("test.bin", valid), ("valid.bin", valid)):
+            (tmp_path / name).write_text(content)
+        monkeypatch.setattr(sys, "argv", ["study", str(tmp_path), "--path", "m.pt"])
+        return sampling.options_read(sampling.parse_arguments())
+
+    first = found()
+    assert first == found(text="other") and first != found(index="other") and first != found(valid="other")
 
 
 def test_damaged_rows_are_named(tmp_path):
@@ -203,6 +279,9 @@ def test_study_trains_writes_and_measures(first):
         assert all(text.startswith(prefix) and len(prefix.split()) >= 4 and len(text.split()) <= 16
                    for column in texts["candidates"] for text, prefix in zip(column, texts["prefixes"]))
         assert texts["seconds"] > 0 and (texts["steps"] == 3) == (name != MODELS[0])
+    assert "\nsampling: euler, 3 steps, grid uniform, not clamped; token by token with top-p 1\n" in said
+    page = (output / "samples.html").read_text()
+    assert page.count("<h2>") == 8 == page.count(f"<tr><th>{study.TRANSFORMER}<td>") == page.count("<tr><th>data<td>")
     assert said.count("\ntransformer_lm ") == said.count("\nt_max 10, uniform, span ") == 2
     assert said == (output / "study.txt").read_text() + "\n" and (output / "study.png").stat().st_size > 20000
 
@@ -225,6 +304,20 @@ def test_study_goes_on(work, first):
         assert bad.returncode == 1 and f"begun with other options ({message})" in bad.stderr.splitlines()[-1]
     bad = run_study(work, output, train=[*TRAIN, "--clip-norm", "1"], check=False)
     assert bad.returncode == 1 and "begun with other options (the options after --)" in bad.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_models_of_others_are_further_rows(work, first, tmp_path):
+    pytest.importorskip("transformers")
+    folder = save_scorer(tmp_path / "gpt")
+    said = run_study(work, first[0], "--write", "unconditional,inpainting", "--no-transformer", "--writer",
+                     folder).stdout
+    rows = rows_of(first[0] / "study.json")
+    assert "gpt-seed1, unconditional" in rows and "gpt-seed1, inpainting" not in rows
+    assert rows["gpt-seed1, unconditional"]["scores"]["perplexity"] > 1 and said.count("\ngpt ") == 1
+    assert "<tr><th>gpt<td>" in (first[0] / "samples.html").read_text()
+    bad = run_study(work, first[0], "--writer", tmp_path / "other/gpt", check=False)
+    assert bad.returncode == 1 and "begun with other options (gpt)" in bad.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
