@@ -1,6 +1,7 @@
 """Numbers and lists of a command line's options, as types of argparse."""
 
 import argparse
+import shlex
 from typing import Callable, Iterable, List, Tuple, TypeVar
 
 Value = TypeVar("Value")
@@ -32,6 +33,14 @@ def named(form: str, read: Callable[[str], Value], example: str = "") -> Callabl
             raise argparse.ArgumentTypeError(f"{text!r} is not {form}" + (f", such as {example}" if example else ""))
         return name.strip(), read(value)
     return parse
+
+
+def words(text: str) -> List[str]:
+    """Parse words as a shell parts them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(error).lower()}") from None
 
 
 def numbers(text: str) -> List[int]:

@@ -52,7 +52,7 @@ from _lm_writing import (
     quality,
     sample_page,
 )
-from _option_types import count, decimals, listed
+from _option_types import count, decimals, listed, words
 from _study import (
     add_study_options,
     by_variant,
@@ -109,13 +109,13 @@ def variants_of(arguments: argparse.Namespace) -> dict[str, Variant]:
     found = []
     for t_max, law, mask in product(arguments.t_max, arguments.laws, arguments.masks):
         options = ["--arch", arguments.arch, "--criterion", "score_interpolation", "--t-max", f"{t_max:g}",
-                   "--timestep-sampler", law, "--masking", mask, *blocks, *shlex.split(arguments.diffusion_options)]
+                   "--timestep-sampler", law, "--masking", mask, *blocks, *arguments.diffusion_options]
         found.append(Variant(f"t_max {t_max:g}, {law}, {mask}", TASK, options, t_max, law, mask))
     if not arguments.no_transformer:
         found.append(Variant(TRANSFORMER, "language_modeling", [
             "--arch", "transformer_lm", "--criterion", "cross_entropy", *sizes_of(arguments.arch), *blocks,
             "--max-target-positions", str(arguments.tokens_per_sample + 1), "--skip-invalid-size-inputs-valid-test",
-            *shlex.split(arguments.transformer_options)]))
+            *arguments.transformer_options]))
     return {variant.name: variant for variant in found}
 
 
@@ -279,9 +279,9 @@ def parse_arguments() -> argparse.Namespace:
                         help=f"--masking of the trainings: {', '.join(MASKING)} (default: %(default)s)")
     parser.add_argument("--write", type=listed(KINDS), default=",".join(KINDS), metavar="A,B",
                         help="what is written (default: %(default)s)")
-    parser.add_argument("--diffusion-options", default="", metavar="OPTIONS",
+    parser.add_argument("--diffusion-options", type=words, default="", metavar="OPTIONS",
                         help="further options of fairseq-train for the DDLMs alone, such as '--rotary --t-min 1'")
-    parser.add_argument("--transformer-options", default="", metavar="OPTIONS",
+    parser.add_argument("--transformer-options", type=words, default="", metavar="OPTIONS",
                         help="the same for the transformer alone, such as '--lr 5e-4'")
     parser.add_argument("--no-transformer", action="store_true", help="leave the transformer out")
     parser.add_argument("--writer", action="append", default=[], metavar="FOLDER",
@@ -319,6 +319,8 @@ def main() -> None:
     keep_options(arguments.output, {"train": arguments.train, "data": arguments.data, **content_of(*shards)},
                  {name: shlex.join(variant.options) for name, variant in arguments.systems.items()})
     judge = Judge(arguments)
+    for place in arguments.writer:  # before days of training
+        load_scorer("--writer", place, device=arguments.device)
     prompts_of = cache(partial(load_prompts, arguments))
     trained = measure(trainings(arguments), arguments.output / "trainings.json", arguments.jobs)
     file = arguments.output / "study.json"

@@ -24,6 +24,8 @@ SMALL = ["--arch", "genie_tiny", "--batch-size", "16", "--update-freq", "1", "--
          "--disable-validation", "--cpu"]
 BASELINE_SIZES = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in (
     "embed-dim=32", "ffn-embed-dim=32", "layers=1", "attention-heads=2")]
+LSTM_SIZES = ["--encoder-embed-dim=32", "--decoder-embed-dim=32", "--decoder-out-embed-dim=32"]
+SYSTEMS = ("transformer", "lstm", "nat", "inat", "cmlm", "levenshtein", "insertion")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,15 @@ def stand_in(folder, layout, verses):
             (folder / name).write_text("".join(pair[side] + "\n" for pair in verses[split]), encoding="utf-8")
 
 
-def environment(work):
+def environment(work, **more):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1", **more}
 
 
-def recipe(name, script, work, *arguments, **options):
+def recipe(name, script, work, *arguments, more=(), **options):
     words = ["bash", REPOSITORY / "examples" / name / f"{script}.sh", *map(str, arguments)]
-    return subprocess.run(words, env=environment(work), text=True, capture_output=True, timeout=600, **options)
+    return subprocess.run(words, env=environment(work, **dict(more)), text=True, capture_output=True, timeout=600,
+                          **options)
 
 
 @pytest.mark.parametrize("name", ["xsum", "cnndm", "gigaword"])
@@ -154,6 +157,20 @@ def test_what_a_recipe_exports_lies_where_training_saved_it(options, folder):
     assert of_recipe("saved_in", *options) == folder
 
 
+@pytest.mark.parametrize("name", ["cpd", "xsum"])
+@pytest.mark.parametrize("given, told", [
+    ({}, "--arch genie_base --share-embeddings"),
+    ({"ARCHITECTURE": "--arch genie_base"}, "--arch genie_base")])
+def test_whether_embeddings_are_shared_is_the_environments_choice(tmp_path, name, given, told):
+    host = tmp_path / "fairseq-train"
+    host.write_text('#!/bin/sh\necho "$@"\n')
+    host.chmod(0o755)
+    # RANK 1 exports nothing.
+    more = {**given, "RANK": "1", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = recipe(name, "train", tmp_path / "work", more=more)
+    assert done.returncode == 0 and f" {told} --criterion " in done.stdout, done.stderr
+
+
 def test_a_given_sentencepiece_model_has_its_own_vocabulary():
     assert of_recipe("vocabulary 30000", "text", "--shards", "2") == "--vocabulary 30000"
     assert of_recipe("vocabulary 30000", "--model", "a b", "text") == of_recipe("vocabulary 30000", "--model=m") == ""
@@ -187,24 +204,50 @@ def test_killed_in_the_middle_of_prepare_it_continues(tmp_path, verses):
                 assert (killed / folder / file.name).read_bytes() == file.read_bytes(), file
 
 
-@pytest.mark.parametrize("system", ["transformer", "cmlm"])
-def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(tmp_path, verses, system):
-    long = (" ".join(["word"] * 1200), verses["test"][-1][1])  # longer than the host would take
-    verses = {**verses, "test": [*verses["test"][:-1], long]}
-    stand_in(tmp_path / "raw", LAYOUTS["gigaword"][0], verses)
-    work = tmp_path / "work"
-    assert recipe("gigaword", "prepare", work, tmp_path / "raw", "--vocabulary", 500, "--workers", 1).returncode == 0
-    done = recipe("baselines", "train", work, system, work, *BASELINE_SIZES, "--max-update", 2, "--max-tokens",
-                  500, "--cpu", "--disable-validation")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, verses):
+    """Binarised pairs, of which one source is longer than the host would take."""
+    folder = tmp_path_factory.mktemp("baselines")
+    long = (" ".join(["word"] * 1200), verses["test"][-1][1])
+    stand_in(folder / "raw", LAYOUTS["gigaword"][0], {**verses, "test": [*verses["test"][:-1], long]})
+    done = recipe("gigaword", "prepare", folder, folder / "raw", "--vocabulary", 500, "--workers", 1)
     assert done.returncode == 0, done.stderr[-2000:]
-    done = recipe("baselines", "generate", work, system, work, "--cpu", "--max-len-b", 10)
-    assert done.returncode == 0 and f"\n{system} " in done.stdout, done.stderr[-2000:]
+    return folder
+
+
+def write_test_set(pairs, system, *options, **more):
+    done = recipe("baselines", "generate", pairs, system, pairs, "--cpu", "--max-len-b", 10, *options, more=more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_baselines_of_fairseq_train_and_generate_on_the_same_pairs(pairs, system):
+    sizes = LSTM_SIZES if system == "lstm" else BASELINE_SIZES
+    done = recipe("baselines", "train", pairs, system, pairs, *sizes, "--max-update", 2, "--max-tokens", 500, "--cpu",
+                  "--disable-validation")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"\n{system} " in write_test_set(pairs, system)
     if system == "transformer":
         ids = [f"S-{i}\tx\nH-{i}\t-1\tx\nD-{i}\t-1\tx\nH-{i}\t-2\ty\nD-{i}\t-2\ty\n" for i in range(24)]
-        (work / "generated.txt").write_text("".join(ids))
-        done = recipe("baselines", "diversity", work, work, "--cpu", "--max-len-b", 10)
+        (pairs / "generated.txt").write_text("".join(ids))
+        done = recipe("baselines", "diversity", pairs, pairs, "--cpu", "--max-len-b", 10)
         assert done.returncode == 0, done.stderr[-2000:]
         for way in ("beam", "diverse", "sampling"):
             assert f"transformer, {way}: mean over 2 candidates" in done.stdout
-    unknown = recipe("baselines", "train", work, "bart", work)
-    assert unknown.returncode == 1 and "transformer|nat|inat|cmlm" in unknown.stderr
+    if system == "cmlm":  # in one pass and in several, of one training, each in a file and a row of its own
+        refined = (pairs / "cmlm.txt").read_text()
+        assert "\ncmlm-0 " in write_test_set(pairs, system, "--print-step", ITERATIONS="0")
+        assert set(re.findall(r"^I-\d+\t(\d+)$", (pairs / "cmlm-0.txt").read_text(), re.M)) == {"0"}
+        assert (pairs / "cmlm.txt").read_text() == refined
+
+
+def test_a_baseline_that_is_not_there_is_refused(pairs):
+    unknown = recipe("baselines", "train", pairs, "bart", pairs)
+    assert unknown.returncode == 1 and f"{'|'.join(SYSTEMS)} WORK" in unknown.stderr
+
+
+@pytest.mark.parametrize("system, iterations", [("transformer", "0"), ("nat", "9"), ("cmlm", "few")])
+def test_iterations_of_what_refines_nothing_are_refused(pairs, system, iterations):
+    done = recipe("baselines", "generate", pairs, system, pairs, more={"ITERATIONS": iterations})
+    assert done.returncode == 1 and done.stderr.startswith("error: ITERATIONS is a whole number, of inat, cmlm")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 from helpers import REPOSITORY
@@ -12,6 +13,8 @@ from diffusion_fairseq.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import study_candidates  # noqa: E402, I001
+import study_pretraining  # noqa: E402
+import study_sampling  # noqa: E402
 
 
 def run_script(name, *arguments, check=True):
@@ -41,6 +44,20 @@ def test_study_measures_every_setting_once_and_recommends_one(tmp_path):
     assert "recommended: --solver" in done.stdout and (tmp_path / "study.png").stat().st_size > 10000
     run_script(*command, "ddpm", "--steps", "2", "--published-stride")
     assert "ddpm uniform 2 published stride" in json.loads((tmp_path / "study.json").read_text())
+    rows = json.loads((tmp_path / "study.json").read_text())
+    done = run_script(*command, "ddpm", "--steps", "2", "--candidates", "3", "--oracle", "rouge2", "--ddpm-variance",
+                      "beta")
+    more = json.loads((tmp_path / "study.json").read_text())
+    name = "ddpm uniform 2 variance beta 3 candidates oracle rouge2"
+    assert more.keys() - rows.keys() == {name} and all(more[old] == rows[old] for old in rows)
+    assert more[name]["oracle rouge2"] >= max(more[name]["mean rouge2"], more[name]["rouge2"])
+    for said in ("oracle rouge1", "the highest rouge2", "--diffusion-steps 2 --ddpm-variance beta --candidates 3"):
+        assert said in done.stdout
+    assert run_script(*command, "ddpm", "--steps", "2", "--candidates", "1", "--ddpm-variance", "posterior")
+    again = json.loads((tmp_path / "study.json").read_text())  # both defaults: one more row, named as before
+    assert again.keys() - more.keys() == set() and again["ddpm uniform 2"] == rows["ddpm uniform 2"]
+    bad = run_script(*command, "ddim", "--steps", "2", "--ddpm-variance", "beta", check=False)
+    assert bad.returncode == 1 and "--ddpm-variance acts only with ddpm among --solvers" in bad.stderr
     kept = (tmp_path / "study.json").read_text()
     bad = run_script(*command, "ddim", "--steps", "2", "--batch-size", "4", check=False)
     # Seconds of other batches would not compare.
@@ -51,6 +68,68 @@ def test_study_measures_every_setting_once_and_recommends_one(tmp_path):
 
 
 REFERENCES = ["a b c d", "e f g h"]
+IN_ORDER, IN_PAIRS = "a x b y c z d", "c d a b"  # against the first: the higher ROUGE-L, the higher ROUGE-2
+
+
+@pytest.mark.parametrize("oracle, chosen", [("rougeL", IN_ORDER), ("rouge2", IN_PAIRS)])
+def test_the_sampling_study_has_the_mean_and_the_oracle_of_several_candidates(oracle, chosen):
+    def alone(text):
+        return study_sampling.scores([[text]], REFERENCES[:1], None)
+
+    found = study_sampling.scores([["x", IN_ORDER, IN_PAIRS]], REFERENCES[:1], oracle)
+    for name, value in alone(chosen).items():
+        assert found[name] == 0 and found[f"oracle {name}"] == pytest.approx(value)
+        assert found[f"mean {name}"] == pytest.approx((alone(IN_ORDER)[name] + alone(IN_PAIRS)[name]) / 3)
+
+
+def test_a_setting_of_the_sampling_study_is_told_by_variance_candidates_and_oracle():
+    arguments = Namespace(solvers=["ddim", "ddpm"], grids=["uniform"], clamping="on", steps=[4], patience=[0],
+                          exit_entropies=[0], noise_scales=[1], published_stride=True, ddpm_variance="posterior")
+    before = study_sampling.settings_of(arguments)
+    arguments.ddpm_variance = "beta"
+    settings = [study_sampling.among(study_sampling.settings_of(arguments), count, oracle)
+                for count, oracle in ((1, "rougeL"), (5, "rougeL"), (5, "rouge2"))]
+    names = [study_sampling.name_of(setting) for setting in before + sum(settings, [])]
+    assert names[:3] == ["ddim uniform 4 clamped", "ddpm uniform 4 clamped", "ddpm uniform 4 clamped published stride"]
+    assert names[3] == names[0] and names[6] == f"{names[0]} 5 candidates"
+    assert names[10:] == [f"{name} variance beta 5 candidates oracle rouge2" for name in names[1:3]]
+    assert len(set(names)) == len(names) - 1 and study_sampling.curve_of(settings[2][1]) != study_sampling.curve_of(
+        settings[1][1])
+
+
+def test_the_plot_of_the_sampling_study_shows_mean_and_oracle(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    row = {"solver": "ddpm", "sampling_grid": "uniform", "clamping": True, "exit_patience": None,
+           "stride_as_published": False, "diffusion_steps": 4, "mean steps": 4, "seconds": 1}
+    several = {"candidates": 5, "oracle": "rouge2", "mean rougeL": 2.0, "oracle rougeL": 3.0}
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *points, **how: drawn.append(how["label"]) or plot(*points, **how))
+    study_sampling.plot({"one": {**row, "rougeL": 1.0}, "five": {**row, "rougeL": 1.0, **several}}, tmp_path / "a.png")
+    five = "ddpm uniform clamped 5 candidates oracle rouge2"
+    assert drawn == 2 * ["ddpm uniform clamped", five, f"{five}: mean", f"{five}: oracle"]
+
+
+@pytest.mark.parametrize("oracle, chosen", [("rougeL", IN_ORDER), ("rouge2", IN_PAIRS)])
+def test_the_pretraining_study_chooses_by_its_oracle(tmp_path, monkeypatch, oracle, chosen):
+    (tmp_path / "text").mkdir()
+    for side in ("src", "tgt"):
+        (tmp_path / "text" / f"test.{side}").write_text(REFERENCES[0] + "\n")
+    lines = [f"S-0\t{REFERENCES[0]}", f"T-0\t{REFERENCES[0]}"]
+    lines += [f"{kind}-0\t{score}\t{text}" for score, text in ((-1, IN_ORDER), (-2, IN_PAIRS)) for kind in "HD"]
+    (tmp_path / "generated.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(study_pretraining, "generate", lambda *_: tmp_path / "generated.txt")
+    arguments = Namespace(subset="test", bpe_model=None, steps=2, candidates=2, batch_size=1, oracle=oracle)
+    rows = study_pretraining.score(tmp_path, tmp_path / "model.pt", arguments)
+    found = rows["model: oracle (chosen with the reference)"]
+    for name, value in study_sampling.scores([[chosen]], REFERENCES[:1], None).items():
+        assert found[name] == pytest.approx(value)
+
+
+def test_a_pretraining_study_from_before_the_oracle_could_be_named_goes_on():
+    before = {"subset": "test", "bpe_model": None, "steps": 20, "candidates": 10}
+    assert study_pretraining.scoring_of(Namespace(**before, oracle="rougeL")) == before
+    assert study_pretraining.scoring_of(Namespace(**before, oracle="rouge2")) == {**before, "oracle": "rouge2"}
 
 
 def test_candidates_are_chosen_by_score_mbr_and_oracle(tmp_path):
@@ -92,6 +171,9 @@ def test_pretraining_study_continues_and_scores_every_start(tmp_path):
     logs = [(tmp_path / "first" / name / "train.log").read_text() for name in ("0-seed1", "3-seed1")]
     assert [f"loading pretrained model from {start}" in log for log in logs] == [False, True]
     assert "3 updates: MBR by ROUGE-L" in again.stdout and (tmp_path / "first" / "study.png").stat().st_size > 10000
+    done = run_script(*command, "--output", tmp_path / "first", "--oracle", "rouge2", "--", *train)
+    rows = json.loads((tmp_path / "first" / "study.json").read_text())
+    assert rows["0-seed1"]["options"]["oracle"] == "rouge2" and "the highest rouge2" in done.stdout
     bad = run_script(*command, "--output", tmp_path, "--checkpoint", "3=nowhere.pt", "--", *train, check=False)
     assert bad.returncode == 1 and bad.stderr.strip().endswith("error: no checkpoint nowhere.pt")
 

@@ -324,7 +324,9 @@ def test_models_of_others_are_further_rows(work, first, tmp_path):
 def test_wrong_calls_end_in_one_line(work, tmp_path):
     for options, message in ((["--laws", "magic"], "'magic' is unknown: choose among uniform, time-warp, gumbel"),
                              (["--t-max", "5,5"], "--t-max names a value twice"), (["--top-p", "0"], "--top-p must be"),
-                             (["--mauve"], "--mauve takes its features from a model")):
+                             (["--mauve"], "--mauve takes its features from a model"),
+                             (["--diffusion-options", "--lr '1"], "no closing quotation"),
+                             (["--writer", "/no/folder"], "--writer ")):
         bad = run_study(work, tmp_path, *options, check=False)
         assert bad.returncode and "Traceback" not in bad.stderr and message in bad.stderr.splitlines()[-1]
     bad = run_study(tmp_path, tmp_path, check=False)

@@ -33,7 +33,11 @@ class DiffusionVLBConfig(DiffusionCriterionConfig):
 
 @register_criterion("diffusion_vlb", dataclass=DiffusionVLBConfig)
 class DiffusionVLBCriterion(DiffusionCriterion):
-    """mse + rounding + prior (GENIE, eq. 12; Li et al., 2022, section 4.1)."""
+    """mse + rounding + prior: GENIE's eq. 12, simplified (Li et al., 2022, section 4.1).
+
+    The first term's weight on ||x0 - pred_x0||^2, (sqrt(abar_{t-1}) beta_t / (1 - abar_t))^2, is 1 at every t; at t = 0
+    the second term stands in its place; the prior is not in eq. 12.
+    """
 
     def __init__(self, cfg: DiffusionVLBConfig, task):
         super().__init__(cfg, task)
