@@ -29,7 +29,7 @@ from diffusion_fairseq.models.persistence import MET
 
 STARTING_SHARE = 0.05  # of the weights that training began with, which the EMA may still hold
 EMA_KEYS = ("ema_fp32_params", "ema")  # the more exact one first
-TRAINING_ONLY = {*EMA_KEYS, "metrics"}
+TRAINING_ONLY = {*EMA_KEYS, "metrics", "early_stopping"}
 LEVELS = "schedule.log_snr"
 # Beginnings of the names of what is counted or fitted, not learned by steps: fairseq averages it like weights, and what
 # comes to be after the EMA is not in it.
