@@ -18,12 +18,12 @@ train_lm() { # options of fairseq-train
 
 generate_lm() { # options of fairseq-generate; label: what is written, part of the names of the files
     local file=$work/generated${label:+-$label}.txt scores=$work/scores${label:+-$label}.json
-    local model=$work/sentencepiece.model bpe=()
-    [[ ! -e $model ]] || bpe=(--bpe sentencepiece --sentencepiece-model "$model")
+    local model=$work/sentencepiece.model bpe=() words=(--words "$work/data-bin/dict.txt")
+    [[ ! -e $model ]] || { words=(); bpe=(--bpe sentencepiece --sentencepiece-model "$model"); }
     local best=$work/checkpoints/checkpoint_best.pt averaged=$work/averaged.pt
     python "$root/scripts/export_checkpoint.py" --ema "$best" --output "$averaged"
     written "$file" "$work/data-bin" "${task[@]}" --path "$averaged" --gen-subset test --diffusion-steps 200 \
         --clamping --batch-size 64 ${bpe[@]+"${bpe[@]}"} "$@"
     python "$root/scripts/evaluate_lm.py" "$file" --reference "$work/text/test.txt" \
-        --train "$work/text/train.txt" --max-words 31 --json "$scores"
+        --train "$work/text/train.txt" ${words[@]+"${words[@]}"} --max-words 31 --json "$scores"
 }

@@ -1,5 +1,7 @@
 # What the recipes share; each of their scripts reads it with `source` and calls one of the functions.
 # WORK names the folder of everything that is made (default: runs/SET); more options go to the command behind.
+# ARCHITECTURE holds GENIE's options, for those that no option behind can undo: '--arch genie_base' gives the encoder,
+# as published, a table of its own.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 set_name=$(basename "$(cd "$(dirname "$0")" && pwd -P)")
@@ -12,7 +14,7 @@ if ! command -v fairseq-train >/dev/null; then
     }
 fi
 task=(--user-dir "$root/diffusion_fairseq" --task seq2seq_diffusion)
-architecture=(--arch genie_base --share-embeddings)
+read -ra architecture <<<"${ARCHITECTURE:---arch genie_base --share-embeddings}"
 
 saved_in() { # options of fairseq-train -> the folder that --save-dir names, or the usual one
     local folder=$work/checkpoints
@@ -59,13 +61,40 @@ train() { # options of fairseq-train
         --save-interval-updates 5000 --keep-interval-updates 2 --no-epoch-checkpoints --save-dir "$work/checkpoints" "$@"
 }
 
+made_of() { # words of fairseq-generate, the data's folder first -> they, and the sums of the files that are read
+    local data=${1%%:*} word part parts files=()
+    for word in "$@"; do
+        IFS=: read -ra parts <<<"${word#--*=}"
+        for part in ${parts[@]+"${parts[@]}"}; do
+            [[ ! -f $part ]] || files+=("$part")
+        done
+    done
+    printf '%q ' "$@"
+    echo
+    ((!${#files[@]})) || sha256sum -- "${files[@]}"
+    # The text of train may be large: its index stands for it.
+    [[ ! -d $data ]] || find -L "$data" -type f \( -name '*.idx' -o ! -name 'train*' ! -name '*.log' \) \
+        -exec sha256sum {} + | LC_ALL=C sort -k 2
+}
+
+set_aside() { # file -> it and what it was made of have the next free number behind their names, unless it is empty
+    local file=$1 number=1
+    [[ -s $file ]] || return 0
+    while [[ -e $file.$number || -e $file.$number.command ]]; do
+        number=$((number + 1))
+    done
+    mv "$file" "$file.$number"
+    [[ ! -e $file.command ]] || mv "$file.command" "$file.$number.command"
+    echo "$file was made with other options or files: it is kept as $file.$number" >&2
+}
+
 written() { # file, options of fairseq-generate -> the file; it goes on where the same command was interrupted
     local file=$1 told=$1.command
     shift
     local command
-    command=$(printf '%q ' "$@" && sha256sum <"$work/averaged.pt")
+    command=$(made_of "$@")
     if [[ ! -e $told || $(<"$told") != "$command" ]]; then
-        rm -f "$file"
+        set_aside "$file"
         echo "$command" >"$told"
     fi
     touch "$file"

@@ -353,7 +353,15 @@ def join(folder: Path, split: str, ranges: Sequence[Range]) -> dict:
 
 
 def copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
+    """Copy so many bytes of a binarised file.
+
+    Raises:
+        DataError: it has fewer.
+    """
     while length > 0:
         block = source.read(min(length, 1 << 20))
+        if not block:
+            raise DataError(f"{source.name} is shorter than its index says: delete the folder corpus.work and run the "
+                            "same command again")
         target.write(block)
         length -= len(block)

@@ -1,5 +1,6 @@
 """The rows of an evaluation of language models: each system's samples, and their measures beside the real text's."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 
 import numpy as np
-from _generated import Outputs
+from _generated import Outputs, numbered_lines, read_lines
 from _lm_scorer import Scorer
 from tqdm import tqdm
 
@@ -43,6 +44,8 @@ WHOLE = {
 }
 SEEN_NGRAM = 8
 DATA = "data"
+UNKNOWN = "<unk>"  # what a model of words writes for every word that it does not have
+SUBWORD = "\u2581"  # sentencepiece's blank
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,59 @@ class Scoring:
 
 @dataclass(frozen=True)
 class NGrams:
-    """Training text, and the n-gram model of it, which is made when it is first asked for."""
+    """Training text, and the n-gram model of it, which is made when it is first asked for.
+
+    `types` is how many different words UNKNOWN stands for there. They share its probability evenly, as those of the
+    n-gram model's own class of unknown words do: with all of it for each, UNKNOWN would be the likeliest word.
+    """
 
     corpus: ngram.Corpus
     order: int = 3
+    types: int = 1
 
     @cached_property
     def model(self) -> ngram.KneserNey:
         return ngram.kneser_ney(self.corpus, self.order)
+
+    def log_probabilities(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Those of `ngram.log_probabilities`, UNKNOWN's for one of the words that it stands for."""
+        one = math.log(self.types)
+        return [found - one * np.array([word == UNKNOWN for word in text.split()], dtype=float)
+                for found, text in zip(ngram.log_probabilities(self.model, texts), texts)]
+
+    def unknown_share(self, texts: Sequence[str]) -> float | None:
+        """Share (0 to 1) of the words that are UNKNOWN, or that the n-gram model does not know."""
+        known = {word: code for word, code in self.model.vocabulary.items() if word != UNKNOWN}
+        return ngram.unknown_share(self.model._replace(vocabulary=known), texts)
+
+
+def read_words(path: str) -> frozenset[str]:
+    """The words of a model's dict.txt.
+
+    Raises:
+        UserError: they are subwords.
+    """
+    words = frozenset(line.split(maxsplit=1)[0] for line in read_lines(path) if line.strip())
+    if any(word.startswith(SUBWORD) for word in words):
+        raise UserError(f"{path}: a dictionary of subwords, of which a model has every text")
+    return words
+
+
+def as_known(text: str, words: frozenset[str] | None) -> str:
+    """A text as a model of these words reads it; None: as it is."""
+    return text if words is None else " ".join(word if word in words else UNKNOWN for word in text.split())
+
+
+def read_ngrams(path: str, order: int = 3, words: frozenset[str] | None = None) -> NGrams:
+    """Training text, one a line, as a model of these words reads it."""
+    replaced: set[str] = set()
+
+    def read(line: str) -> str:
+        if words is not None:
+            replaced.update(word for word in line.split() if word not in words)
+        return as_known(line, words)
+
+    return NGrams(ngram.read_corpus(read(line) for _, line in numbered_lines(path)), order, max(1, len(replaced)))
 
 
 def evaluate(
@@ -229,7 +277,7 @@ def add_mauve(table: dict, scored: dict[str, list[Sample]], scoring: Scoring) ->
         # a row of empty texts keeps its other measures
         table[row]["mauve"] = model_based.mauve(found[row], data) if len(found[row]) > 1 else None
     counts = ",".join(f"{row} {len(rows)}" for row, rows in found.items())
-    return {"mauve": f"against:{DATA}|features:{name}, last token, prefixes included|texts:{counts}|"
+    return {"mauve": f"against:{DATA}|features:{name}, last token, prefixes included, endings not|texts:{counts}|"
                      f"{model_based.mauve_signature()}"}
 
 
@@ -237,9 +285,9 @@ def add_ngram(table: dict, flat: dict[str, list[Sample]], train: NGrams) -> dict
     """Add the n-gram model's perplexity and what samples repeat of its text; returns the signatures."""
     model = train.model
     for row, samples in flat.items():
-        log_probs = ngram.log_probabilities(model, [sample.text for sample in samples])
+        log_probs = train.log_probabilities([sample.text for sample in samples])
         written = [sample.written for sample in samples]
-        unknown, seen = ngram.unknown_share(model, written), ngram.seen_share(written, train.corpus, SEEN_NGRAM)
+        unknown, seen = train.unknown_share(written), ngram.seen_share(written, train.corpus, SEEN_NGRAM)
         table[row].update(
             perplexity=ngram.perplexity([found[s.given_words :] for found, s in zip(log_probs, samples)]),
             unknown=None if unknown is None else 100 * unknown,
@@ -247,7 +295,7 @@ def add_ngram(table: dict, flat: dict[str, list[Sample]], train: NGrams) -> dict
         )
     return {"n-gram": f"a word, over all words|interpolated Kneser-Ney|order:{train.order}|words:blank,case kept|"
                       f"known:{len(model.vocabulary)} that come twice in {int((train.corpus.codes >= 0).sum())}|"
-                      f"unknown:class/{model.unknown_types}|beginning given, end not predicted",
+                      f"unknown:class/{model.unknown_types},{UNKNOWN}/{train.types}|beginning given, end not predicted",
             "seen": f"share of {SEEN_NGRAM}-grams of words that stand in a line of the training text"}
 
 

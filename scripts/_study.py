@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from diffusion_fairseq.errors import UserError
 
+SAVE_INTERVAL = 1000  # updates that an interruption may cost
+
 
 def read_rows(file: Path) -> Dict[str, Dict]:
     """The rows that earlier runs have measured; none where there is no such file.
@@ -58,16 +60,35 @@ def device_options() -> List[str]:
     return [] if torch.cuda.is_available() else ["--cpu"]
 
 
+def saving(options: Sequence[str]) -> List[str]:
+    """What has a training saved every 1,000 updates or little more, where its options do not say when.
+
+    fairseq validates whenever it saves within an epoch: so it saves where it is to validate anyway, if the options have
+    such an interval; if they do not and have --patience, which counts validations, at the ends of epochs alone.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--validate-interval-updates", type=int, default=0)
+    for name in ("--save-interval-updates", "--patience"):
+        parser.add_argument(name)
+    given, _ = parser.parse_known_args(options)
+    every = given.validate_interval_updates
+    if given.save_interval_updates is not None or (given.patience is not None and every < 1):
+        return []
+    return ["--save-interval-updates", str(math.ceil(SAVE_INTERVAL / max(1, every)) * max(1, every)),
+            "--keep-interval-updates", "1"]
+
+
 def train(data: Path, task: str, folder: Path, seed: int, options: Sequence[str]) -> Path:
     """The weights that one training ends with, ready to decode: those of --store-ema where the options have it.
 
-    A training that was interrupted goes on; one that is done is not begun. All it says is in folder/train.log.
+    A training that was interrupted goes on from the last end of an epoch or, as `saving` or its options have it, from
+    within one; one that is done is not begun. All it says is in folder/train.log.
     """
     exported = folder / "model.pt"
     if not exported.exists():
         folder.mkdir(parents=True, exist_ok=True)
         run(fairseq("fairseq-train", data, "--user-dir", USER_DIR, "--task", task, "--save-dir", folder, "--seed", seed,
-                    "--no-epoch-checkpoints", "--log-format", "json", *device_options(), *options),
+                    "--no-epoch-checkpoints", "--log-format", "json", *device_options(), *saving(options), *options),
             folder / "train.log", mode="a")
         run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"),
              "--ema" if "--store-ema" in options else "--average", str(folder / "checkpoint_last.pt"), "--output",

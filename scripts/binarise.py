@@ -23,6 +23,7 @@ from typing import Iterator, Optional, Sequence, Tuple
 import _environment  # noqa: F401  says what this Python lacks
 import _commands
 import sentencepiece
+from _corpus import fraction
 from _data import MASK, DataError, check_made_of, check_same_length, keep_made_of, removed_on_error, run, utf8_lines
 from _option_types import count
 from tqdm import tqdm
@@ -30,9 +31,10 @@ from tqdm import tqdm
 SPLITS, PAIR, LINES = ("train", "valid", "test"), ("src", "tgt"), ("txt",)
 LINES_AT_ONCE = 10000
 MADE_OF = "binarised.json"
+KINDS = ("unigram", "bpe")
 WORD_START = "\u2581"  # sentencepiece's space
 TRAINING_THREADS = 2  # a constant: the sums of sentencepiece, and so its model, depend on it
-SAMPLE = 2_000_000  # lines that subwords are learned from, at most
+SAMPLE, SAMPLE_MEGABYTES = 2_000_000, 100  # lines and text that subwords are learned from, at most
 LONGEST = 1 << 30  # bytes of a line: sentencepiece leaves out those of more than 4,192 without a word
 
 
@@ -53,15 +55,17 @@ def sides_of(text: Path) -> Tuple[str, ...]:
 
 
 def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
-               given: Optional[Path], symbols: Sequence[str] = ()) -> sentencepiece.SentencePieceProcessor:
-    """The given subword model, or one learned on the training text, with some words that are a subword each."""
+               given: Optional[Path], symbols: Sequence[str] = (),
+               kind: str = KINDS[0], megabytes: int = SAMPLE_MEGABYTES) -> sentencepiece.SentencePieceProcessor:
+    """The given subword model, or one of KINDS learned on so much of the training text, with some words that are a
+    subword each."""
     model = given or work / "sentencepiece.model"
     if given is None and not model.exists():
         learned = io.BytesIO()  # and no file, whose name would be part of the model
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=chain.from_iterable(_lines(text / f"train.{side}") for side in sides),
-                model_writer=learned, vocab_size=vocabulary, character_coverage=1.0,
+                sentence_iterator=sampled([text / f"train.{side}" for side in sides], megabytes),
+                model_writer=learned, vocab_size=vocabulary, model_type=kind, character_coverage=1.0,
                 user_defined_symbols=[MASK, *(WORD_START + word for word in symbols)], minloglevel=2,
                 input_sentence_size=SAMPLE, shuffle_input_sentence=True, num_threads=TRAINING_THREADS,
                 max_sentence_length=LONGEST,
@@ -77,6 +81,14 @@ def encoder_of(text: Path, sides: Sequence[str], work: Path, vocabulary: int,
         return sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{model} is no sentencepiece model ({str(error).splitlines()[0]}): give another one") from None
+
+
+def sampled(texts: Sequence[Path], megabytes: float) -> Iterator[str]:
+    """The lines of some texts, or about so many megabytes of them, which depend on the lines alone."""
+    share = megabytes * 1e6 / sum(path.stat().st_size for path in texts)
+    for line in chain.from_iterable(map(_lines, texts)):
+        if share >= 1 or fraction(line.encode("utf-8"), b"sample") < share:
+            yield line
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -166,14 +178,18 @@ def size_of(file: Path) -> int:
 
 
 def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Optional[Path], workers: int,
-             words: bool = False, joined: bool = True, symbols: Sequence[str] = ()) -> Path:
+             words: bool = False, joined: bool = True, symbols: Sequence[str] = (), kind: str = KINDS[0],
+             megabytes: int = SAMPLE_MEGABYTES) -> Path:
     """work/data-bin from work/text; with `words` the text is taken for encoded; `joined`: one dictionary for both
-    sides; `symbols`: words that are one subword each, where subwords are learned."""
+    sides; where subwords are learned, of so many megabytes, `symbols` are words that are one each, and `kind` is of
+    KINDS."""
     text, encoded, binary = work / "text", work / "encoded", work / "data-bin"
     sides = sides_of(text)
     of = {"vocabulary": vocabulary if dictionary is None else None, "words": words, "joined": joined,
           "subwords": model and size_of(model), "dictionary": dictionary and size_of(dictionary),
           "symbols": None if model or words else list(symbols) or None,
+          "kind": None if model or words or kind == KINDS[0] else kind,
+          "sample": None if model or words or megabytes == SAMPLE_MEGABYTES else megabytes,
           "text": {f"{split}.{side}": size_of(text / f"{split}.{side}") for split in SPLITS for side in sides}}
     check_made_of(work / MADE_OF, of, "data-bin, encoded and sentencepiece.model")
     if binary.exists():
@@ -192,7 +208,7 @@ def binarise(work: Path, vocabulary: int, model: Optional[Path], dictionary: Opt
                 check_line_ends(text / f"{split}.{side}")
         encoded = text
     else:
-        encoder = encoder_of(text, sides, work, vocabulary, model, symbols)
+        encoder = encoder_of(text, sides, work, vocabulary, model, symbols, kind, megabytes)
         if model and not (own := work / "sentencepiece.model").exists():  # where whatever decodes looks for it
             shutil.copyfile(model, own.with_name(own.name + ".unfinished"))
             own.with_name(own.name + ".unfinished").replace(own)
@@ -214,14 +230,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="DIR", help="folder that holds text/ and gets the rest")
     parser.add_argument("--vocabulary", type=count(1), default=30000,
-                        help="subwords to learn, or words to keep (default: %(default)s)")
+                        help="subwords to learn, or words to keep, unless a --dictionary has them "
+                             "(default: %(default)s)")
     parser.add_argument("--words", action="store_true",
                         help="no subwords: the most frequent words of the training text, as they stand between spaces")
     parser.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="use this one: that of a pre-training")
     parser.add_argument("--dictionary", type=Path, metavar="FILE", help="dict.txt of a pre-training, to start from it")
     parser.add_argument("--symbol", action="append", default=[], metavar="WORD",
                         help="a word that stays one subword, as a mark between sentences; repeatable. Where subwords "
-                             "are learned: a given model spells it as it can")
+                             "are learned: a given model spells it as it can, and --words keeps words anyway")
+    parser.add_argument("--subwords", choices=KINDS, default=KINDS[0],
+                        help="how subwords are learned: sentencepiece's unigram model, or byte pairs, as DiffuSeq's "
+                             "(default: %(default)s)")
+    parser.add_argument("--sample-megabytes", type=count(1), default=SAMPLE_MEGABYTES, metavar="MB",
+                        help="text to learn subwords from, about, if there is more; takes some 20 bytes of memory for "
+                             "each character (default: %(default)s)")
     parser.add_argument("--separate-dictionaries", action="store_true",
                         help="a dictionary for each side, of the subwords it has; for models that do not share them")
     parser.add_argument("--workers", type=count(1), default=os.cpu_count() or 1,
@@ -231,10 +254,15 @@ def main() -> None:
         parser.error("--dictionary and --sentencepiece-model belong together: both come from one pre-training")
     if arguments.words and arguments.sentencepiece_model:
         parser.error("--words has no subwords: leave --sentencepiece-model out")
+    for option in ("subwords", "sample_megabytes"):
+        if getattr(arguments, option) != parser.get_default(option) and (
+                arguments.words or arguments.sentencepiece_model):
+            parser.error(f"--{option.replace('_', '-')} acts only where subwords are learned: leave it out")
     if arguments.separate_dictionaries and arguments.dictionary:
         parser.error("--separate-dictionaries makes two: leave --dictionary out")
     binarise(arguments.work, arguments.vocabulary, arguments.sentencepiece_model, arguments.dictionary,
-             arguments.workers, arguments.words, not arguments.separate_dictionaries, arguments.symbol)
+             arguments.workers, arguments.words, not arguments.separate_dictionaries, arguments.symbol,
+             arguments.subwords, arguments.sample_megabytes)
 
 
 if __name__ == "__main__":

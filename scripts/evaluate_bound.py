@@ -34,19 +34,24 @@ from diffusion_fairseq.models.bound import Bound, nll_bound
 TERMS = ("reconstruction", "diffusion", "prior", "length", "total")
 
 
+def number_of_texts(task, arguments: argparse.Namespace) -> int:
+    most = len(task.dataset(arguments.subset))
+    return min(arguments.texts or most, most)
+
+
 def measure(task, model, arguments: argparse.Namespace) -> Dict[str, Dict[str, float]]:
     """Each term's nats a token and its standard error, and the total's bits a byte."""
-    texts = task.dataset(arguments.subset)
+    texts, number = task.dataset(arguments.subset), number_of_texts(task, arguments)
     device = next(model.parameters()).device
     noise = Draws(torch.Generator(device).manual_seed(arguments.seed))
-    u = (torch.randperm(len(texts) * arguments.draws, generator=torch.Generator().manual_seed(arguments.seed)) + 0.5)
+    u = (torch.randperm(number * arguments.draws, generator=torch.Generator().manual_seed(arguments.seed)) + 0.5)
     u = (u / len(u)).view(arguments.draws, -1)
-    sums = {term: torch.zeros(len(texts), dtype=torch.float64) for term in TERMS}
-    tokens_of, size = torch.zeros(len(texts), dtype=torch.float64), 0
+    sums = {term: torch.zeros(number, dtype=torch.float64) for term in TERMS}
+    tokens_of, size = torch.zeros(number, dtype=torch.float64), 0
     dictionary = task.target_dictionary
     marks = [dictionary.index(FIRST_WORD_PIECE)] if FIRST_WORD_PIECE in dictionary else []
     spelling = Spelling(dictionary, [dictionary.eos(), *marks])
-    for batch in tqdm(batches(texts, arguments.batch_size, len(texts)), unit=" batches"):
+    for batch in tqdm(batches(texts, arguments.batch_size, number), unit=" batches"):
         rows = batch["id"]
         source, target = (tensor.to(device) for tensor in (batch["net_input"]["src_tokens"], batch["target"]))
         for draw in u:
@@ -72,6 +77,7 @@ def _error(total: torch.Tensor, count: torch.Tensor) -> float:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.add_argument("--texts", type=count(1), metavar="N", help="measure the first N texts (default: all)")
     parser.add_argument("--draws", type=count(1), default=8, help="times drawn for each text (default: 8)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     return parser.parse_args()
@@ -85,8 +91,8 @@ def main() -> None:
         raise UserError(f"{arguments.data}: split {arguments.subset} has no targets")
     rows = measure(task, model, arguments)
     print(text_table(rows, ("nats a token", "standard error", "bits a byte"), digits=3))
-    print(f"\n{len(task.dataset(arguments.subset))} texts of {arguments.subset}, {arguments.draws} draws each; an "
-          "upper bound on the negative log-likelihood")
+    print(f"\n{number_of_texts(task, arguments)} texts of {arguments.subset}, {arguments.draws} draws each; an upper "
+          "bound on the negative log-likelihood")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as out:
             json.dump(rows, out, indent=1)

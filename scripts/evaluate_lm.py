@@ -2,6 +2,7 @@
 """Score the text of language models beside real text: likelihood, variety, and what they repeat of their training.
 
     python scripts/evaluate_lm.py generate-test.txt --reference valid.txt --train train.txt
+    python scripts/evaluate_lm.py generate-test.txt --reference test.txt --train train.txt --words data-bin/dict.txt
     python scripts/evaluate_lm.py --plain seed1.txt seed2.txt --reference valid.txt --scorer gpt2-large --mauve
     python scripts/evaluate_lm.py generate-test.txt --source-prefixes --scorer FOLDER --gguf MODEL.gguf
 
@@ -13,7 +14,8 @@ AR-NLL            -ln p of a token under a causal language model (--scorer), in 
                   texts: tokens are the scorer's, a text's first one is given; "by text" is the mean of the texts' means
 MAUVE             likeness to the data, 0 to 1 (mauve-text), from the last hidden state of the scorer or --mauve-model
 n-gram perplexity exp of the mean -ln p of a word over all words, by interpolated Kneser-Ney on --train; words that do
-                  not come twice there are one class, "unknown %" of the words, which share its probability evenly
+                  not come twice there are one class, "unknown %" of the words, which share its probability evenly;
+                  <unk> is unknown, too, and has the share of one of the words that it stands for in --train
 dist-n            different n-grams over all n-grams of the texts; "among": of the samples of one prompt
                   together, the mean over prompts, as in DDLM's paper (Balagansky and Gavrilov, 2023)
 self-BLEU         BLEU-4 of each text against all the others, mean over texts; low is varied
@@ -21,7 +23,8 @@ entropy, Zipf     of the words' distribution, and the exponent of its ranks; to 
 seen 8-grams      share of the texts' 8-grams that stand in a line of --train: memorised text
 duplicate         texts with the words of an earlier one
 
-Words are what stands between blanks, case kept: texts, --reference and --train must be tokenized and cased alike. dist,
+Words are what stands between blanks, case kept: texts, --reference and --train must be tokenized and cased alike. A
+model of words has a limited number of them, and writes <unk> for the others: with --words all else is read so. dist,
 self-BLEU, entropy and Zipf depend on the number of texts and are of as many from every row (--at-most). Prefixes
 (--prefixes, --source-prefixes) are conditioned on by the likelihoods and in MAUVE's features, and nowhere counted.
 """
@@ -33,28 +36,39 @@ import sys
 from collections.abc import Sequence
 
 import _environment  # noqa: F401  says what this Python lacks
-from _generated import Outputs, numbered_lines, read_either, read_generated, read_lines, read_plain
-from _lm_evaluation import DATA, LIKELIHOOD, VARIETY, WHOLE, NGrams, Rows, Scoring, evaluate
+from _generated import Outputs, read_either, read_generated, read_lines, read_plain
+from _lm_evaluation import (
+    DATA,
+    LIKELIHOOD,
+    VARIETY,
+    WHOLE,
+    Rows,
+    Scoring,
+    as_known,
+    evaluate,
+    read_ngrams,
+    read_words,
+)
 from _lm_scorer import load_scorer
 from _option_types import count, named
 from evaluate import TABLES, titled, write_text
 
 from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.metrics.model_based import BATCH_TOKENS, MAX_TOKENS, check_mauve
-from diffusion_fairseq.metrics.ngram import read_corpus
 from diffusion_fairseq.text.masking import MASKS
 
 GAP = re.compile("|".join(map(re.escape, MASKS)))  # where a prompt has something to be written
 SECTIONS = {"likelihood": LIKELIHOOD, "variety": VARIETY, "all texts": WHOLE}
 
 
-def read_rows(args: argparse.Namespace) -> Rows:
-    """The systems that the options name, their samples with their prefixes."""
+def read_rows(args: argparse.Namespace, words: frozenset[str] | None) -> Rows:
+    """The systems that the options name, their samples with their prefixes; all but the model's own as a model of
+    these words reads them."""
     model = (read_plain if args.plain else read_generated)(args.generated)
-    rows = Rows(*(read_prompts(args, model) or (None, None)), args.continuations, args.max_words)
+    rows = Rows(*(read_prompts(args, model, words) or (None, None)), args.continuations, args.max_words)
     rows.add(args.name, model)
     for name, path in args.system:
-        rows.add(name, read_either(path))
+        rows.add(name, Outputs([[as_known(text, words) for text in texts] for texts in read_either(path).candidates]))
     if args.reference:
         lines = read_lines(args.reference)
         if rows.prefixes is None:
@@ -62,18 +76,19 @@ def read_rows(args: argparse.Namespace) -> Rows:
             lines = [line for line in lines if line.strip()]
         if not lines:
             raise UserError(f"--reference {args.reference} holds no text: name another file")
-        rows.add(DATA, Outputs([lines]))
+        rows.add(DATA, Outputs([[as_known(line, words) for line in lines]]))
     return rows
 
 
-def read_prompts(args: argparse.Namespace, model: Outputs) -> tuple[list[str], list[str]] | None:
+def read_prompts(args: argparse.Namespace, model: Outputs,
+                 words: frozenset[str] | None) -> tuple[list[str], list[str]] | None:
     """What was given before and after what was to be written."""
     if args.source_prefixes and model.sources is None:
         raise UserError(f"--source-prefixes: {', '.join(args.generated)}: no S- lines")
     lines = model.sources if args.source_prefixes else read_lines(args.prefixes) if args.prefixes else None
     if lines is None:
         return None
-    parts = [GAP.split(line) for line in lines]
+    parts = [[as_known(part, words) for part in GAP.split(line)] for line in lines]
     return [around[0].strip() for around in parts], [around[-1].strip() if around[1:] else "" for around in parts]
 
 
@@ -117,6 +132,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", metavar="FILE", help="real text, one a line: the row 'data'")
     parser.add_argument("--train", metavar="FILE",
                         help="text, one a line: trains the n-gram model, and is where samples are looked for")
+    parser.add_argument("--words", metavar="FILE",
+                        help="dict.txt of the model, which is one of words: read --reference, --train, prefixes and "
+                             "further rows as it reads them, with <unk> for all other words")
     parser.add_argument("--max-words", type=count(1), metavar="N", help="cut every text to its first N words")
     add_prefixes(parser)
     add_scoring(parser)
@@ -128,11 +146,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=[*TABLES, "json"], default="text", help="of what is printed")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here, with the metrics' signatures")
     found = parser.parse_args(arguments)
-    for option, given, model in (("--bos", found.bos, found.scorer),
-                                 ("--prefix-tokens", found.prefix_tokens, found.scorer),
-                                 ("--scored", found.scored, found.scorer or found.mauve_model)):
-        if given and not model:
-            parser.error(f"{option} acts only with --scorer: give both, or leave it out")
+    needs = {"bos": found.scorer, "prefix_tokens": found.scorer, "ngram_order": found.train,
+             "words": found.reference or found.train or found.system,
+             **dict.fromkeys(("scored", "max_tokens", "batch_tokens", "device"), found.scorer or found.mauve_model)}
+    for name, needed in needs.items():
+        if not needed and getattr(found, name) != parser.get_default(name):
+            beside = {"ngram_order": "--train", "words": "--reference, --train or --system"}.get(name, "--scorer")
+            parser.error(f"--{name.replace('_', '-')} acts only with {beside}: give both, or leave it out")
     return found
 
 
@@ -163,7 +183,7 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
                         help="tokens that are scored together (default: %(default)s)")
     parser.add_argument("--bos", action="store_true",
                         help="score after the token for the beginning of a text, so that the first token counts")
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("--device", help="such as cpu (default: a GPU where there is one)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -172,11 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--continuations of what? give --prefixes FILE or --source-prefixes")
     if args.gguf and not args.scorer:
         raise UserError("--gguf names a file of the scorer's folder: give --scorer FOLDER")
-    rows = read_rows(args)
+    words = read_words(args.words) if args.words else None
+    rows = read_rows(args, words)
     scoring = read_scoring(args)
-    train = None
-    if args.train:
-        train = NGrams(read_corpus(line for _, line in numbered_lines(args.train)), args.ngram_order)
+    train = read_ngrams(args.train, args.ngram_order, words) if args.train else None
     table, signatures = evaluate(rows.rows, scoring, train, args.at_most, args.seed)
     result = {"files": args.generated, "seed": args.seed, "signatures": signatures, "systems": table}
     as_json = json.dumps(result, indent=2, ensure_ascii=False)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plot noise schedules over time: alpha-bar, the log signal-to-noise ratio and the betas.
 
-    python scripts/plot_schedules.py --output schedules.png                  # the six of the papers
+    python scripts/plot_schedules.py --output schedules.png                  # all of the papers
     python scripts/plot_schedules.py --schedules sqrt,points --points 0=0.9999,0.3=0.5,1=0.0001
     python scripts/plot_schedules.py --checkpoint checkpoint_last.pt         # the one that a model was trained with
 
@@ -26,7 +26,7 @@ from diffusion_fairseq.errors import UserError
 from diffusion_fairseq.models.config import DiffusionModelConfig
 from diffusion_fairseq.models.noise import model_schedule
 
-COLOURS = ("#1f6fb4", "#d9541e", "#2a8a4a", "#7b4ea3", "#8c6d1f", "#444444", "#c23b7a")
+COLOURS = ("#1f6fb4", "#d9541e", "#2a8a4a", "#7b4ea3", "#8c6d1f", "#444444", "#c23b7a", "#d9a400")
 PANELS = ("alpha-bar", "log-SNR", "beta")
 Curves = dict[str, Tensor]
 

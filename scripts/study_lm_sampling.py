@@ -109,12 +109,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def options_read(arguments: argparse.Namespace) -> dict:
+    """What a row was measured with; the index stands for the training text, which may be large."""
+    read = (f"{arguments.subset}.*", "dict.txt", *(["train.idx"] if arguments.ngram_lines else []))
+    return options_of(arguments, OPTIONS, {"data": read})
+
+
 def main() -> None:
     arguments = parse_arguments()
     prompts = load_prompts(arguments, arguments.write)
     model, judge = load_model(prompts.task, arguments.path), Judge(arguments)
-    read = (f"{arguments.subset}.*", "dict.txt", *(["train.*"] if arguments.ngram_lines else []))
-    options = options_of(arguments, OPTIONS, {"data": read})
+    options = options_read(arguments)
     file = named(arguments.output, ".json")
     refuse_others(file, read_rows(file), options)
 

@@ -7,16 +7,19 @@
 
 DIR holds data-bin/, and text/ with train.txt and test.txt: scripts/prepare_lines.py makes both. What stands after --
 goes to every fairseq-train, a variant's options behind it. Sets of variants: schedules, the noise schedules of
-"Stabilizing Diffusion LMs" (figure 3), and losses, rounding against anchor (table 1) and what stands between them.
+"Stabilizing Diffusion LMs" (figure 3; its piece-wise linear one in both forms), and losses, rounding against anchor
+(table 1) and what stands between them.
 
-valid         the last validation of the training, as in its log. Its mse and accuracy are means over the variant's own
-              noise levels, and the mse is in units of its own embeddings: comparable over one variant's updates only
+valid         the last validation of the training, as in its log: of the weights themselves, where all else is of the
+              averaged ones if there is --store-ema. Its mse and accuracy are means over the variant's own noise
+              levels, and the mse is in units of its own embeddings: comparable over one variant's updates only
 log-SNR       mse and accuracy with all positions at one noise level, the trained one next to it, from clean embeddings
               on; "mse" here is a share of the embeddings' variance. At the schedule's log(alpha^2 / sigma^2), where
               a loss that makes embeddings larger makes its own task easier; and at that of the embeddings themselves,
               log(variance alpha^2 / sigma^2), where all have the same task
 texts         one from nothing for each of text/test.txt, as long as it: perplexity and unknown words of a 3-gram model
-              of text/train.txt, and dist-n; --steps 0 leaves them out
+              of text/train.txt, and dist-n; --steps 0 leaves them out. Without DIR/sentencepiece.model all real text is
+              read as the variants read it, with <unk> for what data-bin/dict.txt does not have
 
 Numbers are means over --seeds, with their standard deviation. Writes study.json, study.txt and study.png into --output.
 Interrupted, the same command goes on where it was; variants and seeds may be added.
@@ -25,7 +28,7 @@ Interrupted, the same command goes on where it was; variants and seeds may be ad
 import argparse
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,8 +39,9 @@ from typing import NamedTuple
 import _environment  # noqa: F401  says what this Python lacks
 import torch
 from _checkpoint import batches, load
-from _generated import numbered_lines, read_generated, read_lines
-from _option_types import count, numbers
+from _generated import read_generated, read_lines
+from _lm_evaluation import DATA, NGrams, as_known, read_ngrams, read_words
+from _option_types import count, numbers, words
 from _study import (
     add_study_options,
     by_variant,
@@ -67,7 +71,7 @@ from diffusion_fairseq.metrics.report import text_table
 from diffusion_fairseq.models.base import VLB
 from diffusion_fairseq.tasks.diffusion_lm import DiffusionLMTaskConfig
 
-TASK, DATA = "diffusion_lm", "data"
+TASK = "diffusion_lm"
 VARIANTS = {
     "schedules": {name: f"--noise-schedule {name}" for name in BETAS},
     "losses": {
@@ -80,7 +84,7 @@ VARIANTS = {
 VALID = ("mse", "accuracy", "accuracy_x0", "embedding_norm", "embedding_nearest", "embedding_rank")
 TEXTS = ("perplexity", "unknown %", "dist-1 %", "dist-2 %", "dist-3 %", "words")
 LEVELS = [-8, -6, -4, -2, 0, 2, 4]
-SCORING = ("subset", "levels", "steps", "no_clamping")
+SCORING = ("subset", "levels", "steps", "no_clamping", "words")
 WHOSE, LEVEL_MEASURES = ("schedule", "embeddings"), ("mse", "accuracy")
 NEAR = 0.5  # of a wanted log-SNR the nearest trained one may be so far
 NOISE_SEED = 1
@@ -90,14 +94,14 @@ ONE_AT_A_TIME = Lock()  # loading a model seeds torch's own generator
 class Judge(NamedTuple):
     """What texts are measured with."""
 
-    model: ngram.KneserNey
+    ngrams: NGrams
     longest: int
 
     def scores(self, texts: list[str]) -> dict[str, float]:
         texts = [" ".join(text.split()[: self.longest]) for text in texts]
-        unknown = ngram.unknown_share(self.model, texts)
+        unknown = self.ngrams.unknown_share(texts)
         return {
-            "perplexity": ngram.perplexity(ngram.log_probabilities(self.model, texts)),
+            "perplexity": ngram.perplexity(self.ngrams.log_probabilities(texts)),
             "unknown %": math.nan if unknown is None else 100 * unknown,
             **{f"dist-{n} %": 100 * distinct(texts, n) for n in (1, 2, 3)}, "words": mean_words(texts),
         }
@@ -189,12 +193,16 @@ def written(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> list
     return read_generated([str(output)]).candidates[0]
 
 
+def options_for(arguments: argparse.Namespace, variant: str) -> list[str]:
+    """What fairseq-train is told of a variant."""
+    return [*arguments.train, *shlex.split(arguments.variants[variant])]
+
+
 def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Callable[[], dict]]:
     """What makes a row for each variant and seed."""
     def one(variant: str, seed: int) -> dict:
         folder = arguments.output / folder_of(variant, seed)
-        options = [*arguments.train, *shlex.split(arguments.variants[variant])]
-        checkpoint = train(arguments.work / "data-bin", TASK, folder, seed, options)
+        checkpoint = train(arguments.work / "data-bin", TASK, folder, seed, options_for(arguments, variant))
         curves = {name: series.get("valid", []) for name, series in
                   read_series([str(folder / "train.log")]).items() if name in VALID}
         row = {"variant": variant, "seed": seed, "options": options_of(arguments, SCORING), "curves": curves,
@@ -207,12 +215,24 @@ def trainings(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, C
 
 # ---- all together
 
-def tables(variants: dict[str, list[dict]], data: dict[str, float] | None, levels: list[int]) -> str:
+def whose_weights(variants: Sequence[str], averaged: Sequence[str]) -> str:
+    """The title of the validation's table: whether the other tables are of the same weights; `averaged` are the
+    variants with --store-ema."""
+    if not averaged:
+        return "valid, at the last update, whose weights all tables are of"
+    all_of_them = len(averaged) == len(variants)
+    return ("valid, at the last update, of the weights themselves; the other tables are of "
+            + ("the averaged ones" if all_of_them else f"them, too, but of {', '.join(averaged)} of the averaged ones")
+            + " (--store-ema)")
+
+
+def tables(variants: dict[str, list[dict]], averaged: Sequence[str], data: dict[str, float] | None,
+           levels: list[int]) -> str:
     """Validation, equal noise, texts."""
     last = {name: {"updates": mean_of([max(points[-1][0] for points in row["curves"].values()) for row in rows], 0),
                    **{key: mean_of([row["curves"][key][-1][1] for row in rows if row["curves"].get(key)], 4)
                       for key in VALID}} for name, rows in variants.items()}
-    said = [f"valid, at the last update, whose weights all tables are of\n\n{text_table(last, ('updates', *VALID))}"]
+    said = [f"{whose_weights([*variants], averaged)}\n\n{text_table(last, ('updates', *VALID))}"]
     for whose, key in product(WHOSE, LEVEL_MEASURES):
         cells = {name: {str(level): mean_of([y for row in rows for x, y in level_curve(row, whose, key, [level])], 3)
                         for level in levels} for name, rows in variants.items()}
@@ -258,8 +278,7 @@ def tokens_per_sample(arguments: argparse.Namespace) -> int:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--tokens-per-sample", type=int, default=DiffusionLMTaskConfig.tokens_per_sample)
-    found = {parser.parse_known_args([*arguments.train, *shlex.split(options)])[0].tokens_per_sample
-             for options in arguments.variants.values()}
+    found = {parser.parse_known_args(options_for(arguments, name))[0].tokens_per_sample for name in arguments.variants}
     if len(found) > 1:
         raise UserError(f"variants of different --tokens-per-sample ({', '.join(map(str, sorted(found)))}) write texts "
                         "of different lengths: give all the same, or --steps 0")
@@ -270,6 +289,7 @@ def variant(text: str) -> tuple[str, str]:
     name, equals, options = text.partition("=")
     if not (name.strip() and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OPTIONS, such as 'hot=--lr 1e-3'")
+    words(options)
     return name.strip(), options
 
 
@@ -313,17 +333,21 @@ def main() -> None:
     prepare_output(arguments)
     keep_options(arguments.output, {"train": arguments.train, "work": str(arguments.work),
                                     **content_of(arguments.work / "data-bin", text)}, arguments.variants)
+    # A file by its content is one of the options that rows are measured with.
+    subwords = (arguments.work / "sentencepiece.model").exists()
+    arguments.words = None if subwords else arguments.work / "data-bin/dict.txt"
     judge = data = None
     if arguments.steps:
-        corpus = ngram.read_corpus(line for _, line in numbered_lines(str(text / "train.txt")))
+        known = None if subwords else read_words(str(arguments.words))
         # As many words as generated texts have at most: the end of a sentence is a token.
-        judge = Judge(ngram.kneser_ney(corpus), length - 1)
-        data = judge.scores(read_lines(str(text / f"{arguments.subset}.txt")))
+        judge = Judge(read_ngrams(str(text / "train.txt"), words=known), length - 1)
+        data = judge.scores([as_known(line, known) for line in read_lines(str(text / f"{arguments.subset}.txt"))])
     file = arguments.output / "study.json"
     forget_others(file, options_of(arguments, SCORING))
     rows = measure(trainings(arguments, judge), file, arguments.jobs)
     variants = by_variant(rows)
-    said = (f"{tables(variants, data, arguments.levels)}\n\n{arguments.subset} set, {arguments.seeds} seed(s)"
+    averaged = [name for name in variants if "--store-ema" in options_for(arguments, name)]
+    said = (f"{tables(variants, averaged, data, arguments.levels)}\n\n{arguments.subset} set, {arguments.seeds} seed(s)"
             + (f"; texts in {arguments.steps} steps" if arguments.steps else "")
             + f"\nevery training: {shlex.join(arguments.train)}\n")
     report(arguments.output / "study", rows, said, partial(plot, variants, arguments.levels))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import sys
 
@@ -219,6 +220,16 @@ def test_shards_are_what_fairseq_would_merge(tmp_path, shards, has_empty_lines):
         builder.finalize(str(tmp_path / "merged.idx"))
         for ending in ("bin", "idx"):
             assert (tmp_path / f"merged.{ending}").read_bytes() == (tmp_path / f"shard0/train.{ending}").read_bytes()
+
+
+def test_a_file_that_is_shorter_than_its_index_is_named(tmp_path):
+    builder = MMapIndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.uint16)
+    builder.add_item(_corpus_data.torch.arange(5))
+    builder.finalize(str(tmp_path / "a.idx"))
+    os.truncate(tmp_path / "a.bin", 7)
+    (tmp_path / "shard0").mkdir()
+    with pytest.raises(_data.DataError, match="a.bin is shorter than its index says: delete the folder corpus.work"):
+        _corpus_data.join(tmp_path / "shard0", "train", [(str(tmp_path / "a"), 0, 1)])
 
 
 def test_too_many_shards_are_refused(tmp_path):

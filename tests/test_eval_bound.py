@@ -172,6 +172,12 @@ def test_the_bound_of_validation_is_that_of_the_command(work, tmp_path):
     subprocess.run(words, check=True, capture_output=True)
     total = json.loads((tmp_path / "bound.json").read_text())["total"]
     assert float(found["valid_bound"]) == pytest.approx(total["nats a token"], rel=0.05)
+    shown = {}
+    for number in (3, 1000):
+        done = subprocess.run([*words, "--texts", str(number)], check=True, capture_output=True, text=True)
+        shown[number] = (json.loads((tmp_path / "bound.json").read_text())["total"], done.stdout)
+    assert "\n3 texts of valid" in shown[3][1] and shown[3][0]["nats a token"] != total["nats a token"]
+    assert shown[3][0]["standard error"] > 0 and shown[1000][0] == total
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """scripts/evaluate_lm.py: what it reads, refuses and prints."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -85,6 +87,32 @@ def test_ngram_model_and_memorised_text(tmp_path, texts):
     assert row["unknown"] == pytest.approx(100 * ngram.unknown_share(model, TEXTS)) and row["seen"] is None
     assert copied["seen"] == pytest.approx(100 * 4 / 5)
     assert "order:2" in result["signatures"]["n-gram"]
+
+
+def test_a_model_of_words_is_compared_with_what_it_reads(tmp_path):
+    """The real text has words that the model can only write as <unk>."""
+    read = ["the <unk> sat here", "a dog ran"]
+    model, real, train, words = (write(tmp_path / name, lines) for name, lines in {
+        "model": read, "real": ["the lynx sat here", "a dog ran"],
+        "train": [*TRAIN, "the lynx and the lynx sat here", "a dog and a heron ran"],
+        "dict.txt": [f"{word} 1" for word in sorted({word for line in TRAIN for word in line.split()})]}.items())
+    options = [model, "--plain", "--reference", real, "--system", f"other={real}", "--train", train]
+    result = json_of(tmp_path, *options, "--words", words)
+    rows = result["systems"]
+    assert rows["model"] == rows["data"] == rows["other"] and rows["model"]["unknown"] == pytest.approx(100 / 7)
+    # two words of --train are <unk> there, each with half of its probability
+    known = ngram.kneser_ney(ngram.read_corpus([*TRAIN, "the <unk> and the <unk> sat here", "a dog and a <unk> ran"]))
+    log_probs = ngram.log_probabilities(known, read)
+    log_probs[0][1] -= math.log(2)
+    assert rows["model"]["perplexity"] == pytest.approx(ngram.perplexity(log_probs))
+    assert "<unk>/2" in result["signatures"]["n-gram"]
+    raw = json_of(tmp_path, *options)["systems"]
+    assert raw["model"] != raw["data"] == raw["other"] and raw["data"]["unknown"] == 0
+    given = ["--prefixes", write(tmp_path / "p", ["the lynx <mask>", "a <mask>"]), "--words", words]
+    assert json_of(tmp_path, *options, *given)["systems"]["data"]["words"] == 2
+    with pytest.raises(UserError, match="dictionary of subwords") as caught:
+        json_of(tmp_path, *options, "--words", write(tmp_path / "s", ["\u2581the 5", "s 3"]))
+    assert "\n" not in str(caught.value)
 
 
 def test_ar_nll_of_every_row(tmp_path, texts, folder, capsys):
@@ -205,6 +233,16 @@ def test_what_does_not_fit_is_refused(tmp_path, texts, case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("option, needed", [
+    (("--bos",), "--scorer"), (("--device", "cuda"), "--scorer"), (("--max-tokens", "5"), "--scorer"),
+    (("--batch-tokens", "5"), "--scorer"), (("--ngram-order", "2"), "--train"),
+    (("--words", "dict.txt"), "--reference, --train or --system")])
+def test_options_without_what_they_act_on_are_refused(texts, capsys, option, needed):
+    with pytest.raises(SystemExit):
+        evaluate_lm.main([texts, "--plain", *option])
+    assert f"error: {option[0]} acts only with {needed}: give both, or leave it out" in capsys.readouterr().err
+
+
 def test_models_that_are_not_there(tmp_path, folder, monkeypatch):
     with pytest.raises(UserError, match=r"^--scorer /no/folder: no such folder$"):
         _lm_scorer.load_scorer("--scorer", "/no/folder")
@@ -213,6 +251,10 @@ def test_models_that_are_not_there(tmp_path, folder, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(b"")
     with pytest.raises(UserError, match="give --gguf m.gguf"):
         _lm_scorer.load_scorer("--scorer", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged/model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(UserError, match="^--scorer [^:]*: Error while deserializing header"):
+        _lm_scorer.load_scorer("--scorer", str(tmp_path / "damaged"))
     with pytest.raises(UserError, match="--device nothing: "):
         _lm_scorer.load_scorer("--scorer", folder, device="nothing")
 

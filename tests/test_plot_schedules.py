@@ -92,8 +92,9 @@ def test_each_panel_shows_every_curve_over_t_by_T():
 
 
 @pytest.mark.parametrize("arguments, shown", [
-    ([], "linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin"),
-    (["--points", POINTS, "--timesteps", "100"], "linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin, points"),
+    ([], "linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin, pw_lin_paper"),
+    (["--points", POINTS, "--timesteps", "100"],
+     "linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin, pw_lin_paper, points"),
     (["--schedules", "sqrt, points", "--points", POINTS], "sqrt, points"),
 ])
 def test_a_picture_is_written(tmp_path, capsys, arguments, shown):

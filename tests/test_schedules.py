@@ -14,6 +14,7 @@ PUBLISHED = {
     "trunc_cos": (2.03e-2, 0.9797, 0.9779, 0.7703, 0.4288, 0.1221, 5.1e-7),
     "trunc_lin": (1.01e-2, 0.9899, 0.9037, 0.00338, 3.3e-6, 8.9e-10, 7e-14),
     "pw_lin": (1.01e-2, 0.9899, 0.9506, 0.5079, 0.0774, 0.00336, 4.2e-5),
+    "pw_lin_paper": (1.01e-2, 0.9899, 0.9506, 6.7e-3, 4.3e-5, 2.8e-7, 1.9e-9),
 }
 
 
@@ -24,6 +25,14 @@ def test_tables_have_the_published_values(name):
     found = [schedule.betas[0]] + [alpha_bar[i] for i in (0, 9, 500, 1000, 1500, 1999)]
     for value, expected in zip(found, PUBLISHED[name]):
         assert math.isclose(value, expected, rel_tol=2e-2), (name, value, expected)
+
+
+def test_the_equation_of_the_paper_differs_from_pw_lin_in_the_second_piece():
+    """"Stabilizing Diffusion LMs", section 4.1, at gamma = 0.5: it begins 0.01 higher and ends where the other does."""
+    paper, other = (build_schedule(name, 2000) for name in ("pw_lin_paper", "pw_lin"))
+    assert paper.betas[:10].equal(other.betas[:10]) and paper.betas[-1] == other.betas[-1]
+    assert paper.betas[10] == 0.5 * 1e-4 + 0.01 and other.betas[10] == 0.5 * 1e-4
+    assert int((paper.alphas_cumprod >= 0.5).sum()) == 73 and int((other.alphas_cumprod >= 0.5).sum()) == 507
 
 
 @pytest.mark.parametrize("name", BETAS)
@@ -109,7 +118,7 @@ def test_impossible_numbers_of_steps_are_refused(num_steps):
 
 
 def test_unknown_schedule_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'quadratic'.*linear.*pw_lin"):
+    with pytest.raises(ValueError, match="'quadratic'.*linear.*pw_lin, pw_lin_paper"):
         build_schedule("quadratic", 10)
 
 

@@ -64,6 +64,29 @@ def test_bands_are_over_the_updates_that_all_seeds_have():
     assert study.mean_of([], 2) is None
 
 
+def test_the_title_says_whose_weights_the_other_tables_are_of():
+    assert study.whose_weights(["a", "b"], []).endswith("at the last update, whose weights all tables are of")
+    assert study.whose_weights(["a", "b"], ["a", "b"]).endswith("other tables are of the averaged ones (--store-ema)")
+    assert study.whose_weights(["a", "b"], ["b"]).endswith("of them, too, but of b of the averaged ones (--store-ema)")
+
+
+@pytest.mark.parametrize("options, interval", [
+    ([], "1000"), (["--validate-interval-updates", "500", "--patience", "3"], "1000"),
+    (["--validate-interval-updates=150"], "1050"), (["--validate-interval-updates", "2500"], "2500"),
+    (["--save-interval-updates", "7"], None), (["--save-interval-updates=7"], None), (["--patience", "3"], None),
+])
+def test_trainings_are_saved_within_epochs_and_validated_no_more_often(tmp_path, monkeypatch, options, interval):
+    ran = []
+    monkeypatch.setattr(_study, "run", lambda words, log, mode="w": ran.append(list(map(str, words))))
+    _study.train(tmp_path, "diffusion_lm", tmp_path / "folder", 1, options)
+    told = ran[0][: -len(options) or None]
+    if interval is None:
+        assert "--save-interval-updates" not in told and "--keep-interval-updates" not in told
+    else:
+        assert told[-4:] == ["--save-interval-updates", interval, "--keep-interval-updates", "1"]
+    assert ran[0][len(told):] == options and "export_checkpoint.py" in ran[1][1]
+
+
 def test_texts_are_generated_again_for_other_options_alone(tmp_path, monkeypatch):
     def run(words, log):
         ran.append(words)
@@ -107,9 +130,9 @@ def make_work(folder):
     rng = random.Random(1)
     (folder / "text").mkdir(parents=True)
     for split, count in (("train", 120), ("valid", 16), ("test", 12)):
-        lines = [" ".join(rng.choices(WORDS, k=rng.randint(5, 9))) for _ in range(count)]
+        lines = [" ".join([*rng.choices(WORDS, k=rng.randint(5, 9)), f"rare{i}"]) for i in range(count)]
         (folder / "text" / f"{split}.txt").write_text("".join(line + "\n" for line in lines))
-    run_script("binarise.py", folder, "--words", "--vocabulary", "60", "--workers", "1")
+    run_script("binarise.py", folder, "--words", "--vocabulary", str(len(WORDS) + 4), "--workers", "1")
     return folder
 
 
@@ -134,8 +157,15 @@ def test_study_compares_continues_and_takes_more_seeds(tmp_path):
     assert (tmp_path / "study/study.png").stat().st_size > 20000
     for variant in ("square", "pw lin"):
         assert re.search(f"^{variant} +12 ", first.stdout, re.M)
-    for said in ("valid, at the last update", "updates", "mse at log-SNR of the schedule",
-                 "accuracy at log-SNR of the emb", "data"):
+    # Every line ends with a word that the dictionary does not have, and is read as the variants read it.
+    lines = (work / "text/test.txt").read_text().splitlines()
+    words = [word for line in lines for word in line.split()]
+    share = f"{100 * sum(word.startswith('rare') for word in words) / len(words):.1f}"
+    assert re.search(f"^data +[0-9.]+ +{re.escape(share)} ", first.stdout, re.M)
+    distinct = f"{100 * len({'rare' if word.startswith('rare') else word for word in words}) / len(words):.1f}"
+    assert re.search(f"^data +[0-9.]+ +[0-9.]+ +{re.escape(distinct)} ", first.stdout, re.M)
+    for said in ("valid, at the last update", "but of pw lin of the averaged ones", "updates",
+                 "mse at log-SNR of the schedule", "accuracy at log-SNR of the emb", "data"):
         assert said in first.stdout and said in (tmp_path / "study/study.txt").read_text()
     again = run_script(*command[:-2], "--seeds", "2", "--", *train)
     found = json.loads((tmp_path / "study/study.json").read_text())
@@ -149,6 +179,7 @@ def test_study_compares_continues_and_takes_more_seeds(tmp_path):
 def test_wrong_calls_end_in_one_line(tmp_path):
     for words, message in (
         ([], "nothing to compare"), (["--variant", "x"], "is not NAME=OPTIONS"),
+        (["--variant", "x=--lr '1"], "no closing quotation"),
         (["--variants", "losses", "--variant", "anchor-and-rounding=--lr 1"], "two variants would have one folder"),
         (["--variants", "losses"], "no .*data-bin.*train.txt.*: make them with scripts/prepare_lines.py, or leave"),
     ):

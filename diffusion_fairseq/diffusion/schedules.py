@@ -74,13 +74,22 @@ def trunc_lin_betas(num_timesteps: int, gamma: float) -> Tensor:
     return linear_betas(num_timesteps, gamma) + 0.01
 
 
+def _falling_betas(num_timesteps: int, gamma: float) -> Tensor:
+    """The first piece of the piece-wise linear schedules."""
+    return _linspace(gamma * 1e-4 + 0.01, gamma * 1e-4, min(10, num_timesteps - 1))
+
+
 def pw_lin_betas(num_timesteps: int, gamma: float) -> Tensor:
-    """Piece-wise linear: 10 falling betas, then the linear schedule, as in the code of "Stabilizing Diffusion LMs".
-    Its equation (section 4.1) has the second piece begin 0.01 higher, which leaves no signal after half of the steps.
-    """
-    head = min(10, num_timesteps - 1)
-    falling = _linspace(gamma * 1e-4 + 0.01, gamma * 1e-4, head)
-    return torch.cat([falling, linear_betas(num_timesteps - head, gamma)])
+    """Piece-wise linear: 10 falling betas, then the linear schedule, as in minimal-text-diffusion, on which
+    "Stabilizing Diffusion LMs" builds."""
+    falling = _falling_betas(num_timesteps, gamma)
+    return torch.cat([falling, linear_betas(num_timesteps - len(falling), gamma)])
+
+
+def pw_lin_paper_betas(num_timesteps: int, gamma: float) -> Tensor:
+    """The equation of "Stabilizing Diffusion LMs", section 4.1: pw_lin whose second piece begins 0.01 higher."""
+    falling = _falling_betas(num_timesteps, gamma)
+    return torch.cat([falling, _linspace(gamma * 1e-4 + 0.01, gamma * 0.02, num_timesteps - len(falling))])
 
 
 BETAS: Dict[str, Callable[[int, float], Tensor]] = {
@@ -90,9 +99,10 @@ BETAS: Dict[str, Callable[[int, float], Tensor]] = {
     "trunc_cos": trunc_cos_betas,
     "trunc_lin": trunc_lin_betas,
     "pw_lin": pw_lin_betas,
+    "pw_lin_paper": pw_lin_paper_betas,
 }
 SCHEDULES = (*BETAS, POINTS)
-SCALED = ("linear", "trunc_lin", "pw_lin")  # by gamma
+SCALED = ("linear", "trunc_lin", "pw_lin", "pw_lin_paper")  # by gamma
 
 
 def parse_points(text: str) -> List[Tuple[float, float]]:
@@ -229,7 +239,7 @@ def build_schedule(
     Args:
         name: one of SCHEDULES.
         num_timesteps: T, at least 1.
-        gamma: scale of the betas of linear, trunc_lin and pw_lin; default 1000 / T, as published.
+        gamma: scale of the betas of those in SCALED; default 1000 / T, as published.
         points: what the schedule of that name is drawn through, as parse_points reads it.
     Raises:
         ValueError: unknown name, or numbers that give no schedule.

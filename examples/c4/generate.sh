@@ -6,10 +6,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 positions=${1:-none}
 shift || true
 name=${positions//[:,]/-}
-fairseq-generate "$work/data-bin/shard0" --user-dir "$root/diffusion_fairseq" --task diffusion_lm --gen-subset valid \
-    --sample-break-mode none --tokens-per-sample 64 --given-positions "$positions" --path "$work/averaged.pt" \
+# Without a checkpoint of training, averaged.pt is taken as it is.
+last=$work/checkpoints/checkpoint_last.pt
+[[ ! -e $last ]] || python "$root/scripts/export_checkpoint.py" --ema "$last" --output "$work/averaged.pt"
+written "$work/generated-$name.txt" "$work/data-bin/shard0" --user-dir "$root/diffusion_fairseq" \
+    --task diffusion_lm --gen-subset valid --sample-break-mode none --tokens-per-sample 64 \
+    --given-positions "$positions" --path "$work/averaged.pt" \
     --bpe sentencepiece --sentencepiece-model "$work/sentencepiece.model" --solver euler --diffusion-steps 50 \
-    --candidates 5 --nbest 5 --batch-size 64 "$@" >"$work/generated-$name.txt"
+    --candidates 5 --nbest 5 --batch-size 64 "$@" >/dev/null
 sed -n 's/<<unk>>/<unk>/g; s/^T-//p' "$work/generated-$name.txt" | sort -n | cut -f 2 >"$work/references-$name.txt"
 scoring=()
 if [[ $positions == 0:* ]]; then scoring+=(--source-prefixes); fi
