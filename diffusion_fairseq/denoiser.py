@@ -76,7 +76,7 @@ class Denoiser:
         denoise = model.denoise
         self._hidden: Deque[Tensor] = deque(maxlen=1)
         if model.predicts_tokens:
-            # Normalised once for all steps. No method of its own is handed over: what refers to itself outlives a batch.
+            # Normalised once for all steps. No method of its own is handed over: what holds itself outlives a batch.
             denoise = partial(denoise, temperature=temperature, watch=self._hidden.append,
                               vectors=model.vectors.float())
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
@@ -106,8 +106,8 @@ class Denoiser:
 
     def tokens(self, x0: Tensor) -> Tensor:
         """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
-        estimate that was clamped last. Of the last estimate of a model that predicts tokens its likeliest ones: while it
-        is unsure, their mean embedding is nearest to others."""
+        estimate that was clamped last. Of the last estimate of a model that predicts tokens its likeliest ones: while
+        it is unsure, their mean embedding is nearest to others."""
         packing = self.rows.packing
         if x0 is self.clamped:
             tokens = self.clamped_tokens

@@ -150,8 +150,8 @@ class DiffusionGenerator:
             models: the model this generator was built with, alone in a list.
             sample: net_input.src_tokens (B, S).
         Returns:
-            B lists of hypotheses: tokens (n,), ending in eos where one was written; positional_scores (n,), log-probabilities of the
-            rounded tokens in nats; score, their mean; steps; history with --retain-iter-history.
+            B lists of hypotheses: tokens (n,), ending in eos where one was written; positional_scores (n,), their
+            log-probabilities in nats; score, the mean of these; steps; history with --retain-iter-history.
         """
         if prefix_tokens is not None or constraints is not None:
             raise UserError("--prefix-size and --constraints are not served by diffusion generation: leave them out")
@@ -339,9 +339,9 @@ class DiffusionGenerator:
         return padding | (tokens == self.dictionary.eos()) if self.ends else padding
 
     def _text(self, tokens: Tensor, least: int) -> Tuple[Tensor, Tensor]:
-        """The places (n,) of a row's tokens (L,) that belong to its text, and the tokens there: at least so many, and up
-        to the next end of sentence or padding, for which an end of sentence stands. Of source and target both, with
-        padding for the ends between them."""
+        """The places (n,) of a row's tokens (L,) that belong to its text, and the tokens there: at least so many, and
+        up to the next end of sentence or padding, for which an end of sentence stands. With --joint-sampling those of
+        source and target both, with padding for the ends between them."""
         ends = self._ends(tokens)
         first = ends & ~F.pad(ends, (1, 0))[:-1]
         marks = torch.full_like(tokens, self.dictionary.eos())

@@ -19,7 +19,8 @@ class Scorer(NamedTuple):
     name: str
 
 
-def load_scorer(option: str, name: str, gguf: str | None = None, device: str | None = None, head: bool = True) -> Scorer:
+def load_scorer(option: str, name: str, gguf: str | None = None, device: str | None = None,
+                head: bool = True) -> Scorer:
     """Load a causal language model and its tokenizer.
 
     Args:

@@ -202,12 +202,8 @@ def test_what_estimates_does_not_outlive_its_batch():
     gc.disable()
     try:
         (_, rows), = generator.buckets(MODEL.encode(tokens), tokens, torch.zeros(1, dtype=torch.int64))
-        denoise = None
-        for denoise, *_ in generator.trajectory(rows):
-            pass
-        estimated = weakref.ref(denoise)
-        del denoise, _
-        assert estimated() is None
+        estimators = {weakref.ref(denoise) for denoise, *_ in generator.trajectory(rows)}
+        assert len(estimators) == 1 and estimators.pop()() is None
     finally:
         gc.enable()
 

@@ -129,7 +129,7 @@ def test_with_full_noising_the_network_is_never_fed_the_clean_source():
     source = sample["net_input"]["src_tokens"]
     for number in range(8):  # half of them with a first estimate
         model.eval()(source, sample["target"], torch.tensor([900]), draws=Draws(torch.Generator().manual_seed(number)))
-    estimates = [(output, previous) for output, previous in zip(made, fed[1:]) if previous is not None and previous.any()]
+    estimates = [pair for pair in zip(made, fed[1:]) if pair[1] is not None and pair[1].any()]
     assert estimates and all(previous.equal(output) for output, previous in estimates)
 
 

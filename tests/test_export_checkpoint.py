@@ -16,7 +16,8 @@ import export_checkpoint  # noqa: E402
 
 def checkpoint(path, weights, ema=None, ema_fp32_params=None, updates=7):
     """A file with the parts that fairseq's trainer saves."""
-    extra_state = {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}, "metrics": {}, "early_stopping": {"best": 1.5, "num_runs": 2}, "val_loss": 1.5}
+    extra_state = {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}, "metrics": {}, "val_loss": 1.5,
+                   "early_stopping": {"best": 1.5, "num_runs": 2}}
     if ema is not None:
         extra_state["ema"] = ema
     if ema_fp32_params is not None:
