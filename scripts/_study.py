@@ -87,9 +87,10 @@ def train(data: Path, task: str, folder: Path, seed: int, options: Sequence[str]
     exported = folder / "model.pt"
     if not exported.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        # One process unless the options have more, so that a batch is the same on a machine of several GPUs.
         run(fairseq("fairseq-train", data, "--user-dir", USER_DIR, "--task", task, "--save-dir", folder, "--seed", seed,
-                    "--no-epoch-checkpoints", "--log-format", "json", *device_options(), *saving(options), *options),
-            folder / "train.log", mode="a")
+                    "--no-epoch-checkpoints", "--log-format", "json", "--distributed-world-size", "1",
+                    *device_options(), *saving(options), *options), folder / "train.log", mode="a")
         run([sys.executable, str(REPOSITORY / "scripts/export_checkpoint.py"),
              "--ema" if "--store-ema" in options else "--average", str(folder / "checkpoint_last.pt"), "--output",
              str(exported)], folder / "export.log")
@@ -276,7 +277,8 @@ def add_study_options(parser: argparse.ArgumentParser, each: str) -> None:
     parser.add_argument("--seeds", type=count(1), default=3, help=f"trainings {each} (default: %(default)s)")
     parser.add_argument("--jobs", type=count(1), default=1,
                         help="trainings at a time, which share the cores: small models train two at a time faster than "
-                             "one after the other (default: 1)")
+                             "one after the other (default: 1). Of several GPUs each takes the first, unless "
+                             "--distributed-world-size stands among its options")
 
 
 def parse_study(parser: argparse.ArgumentParser) -> argparse.Namespace:

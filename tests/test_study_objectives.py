@@ -84,6 +84,8 @@ def test_trainings_are_saved_within_epochs_and_validated_no_more_often(tmp_path,
         assert "--save-interval-updates" not in told and "--keep-interval-updates" not in told
     else:
         assert told[-4:] == ["--save-interval-updates", interval, "--keep-interval-updates", "1"]
+    # On several GPUs, too, a batch is what the options say.
+    assert told[told.index("--distributed-world-size") + 1] == "1"
     assert ran[0][len(told):] == options and "export_checkpoint.py" in ran[1][1]
 
 
