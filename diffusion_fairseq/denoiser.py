@@ -85,6 +85,8 @@ class Denoiser:
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
         self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
+        # Of a model that predicts tokens. Of what classifier-free guidance makes of two only the estimate is known.
+        self.predicted = model.prediction_search(forbidden) if model.predicts_tokens and self.guidance is None else None
         # The noise with which given tokens enter at the level of the others: one draw for all steps.
         self.given_noise = self.noise(START) if model.noises_given else None
 
@@ -111,8 +113,8 @@ class Denoiser:
         packing = self.rows.packing
         if x0 is self.clamped:
             tokens = self.clamped_tokens
-        elif x0 is self.estimate and self._predicts:
-            tokens = packing.unpack(self.model.likeliest_tokens(self.hidden, self.forbidden))
+        elif x0 is self.estimate and self.predicted is not None:
+            tokens = packing.unpack(self.predicted(self.hidden))
         else:
             tokens = packing.unpack(self.likeliest(packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
@@ -122,12 +124,6 @@ class Denoiser:
         """What the layers made of the packed positions (n, model_dim) at the last evaluation, in a model that predicts
         tokens; else None."""
         return self._hidden[0] if self._hidden else None
-
-    @property
-    def _predicts(self) -> bool:
-        """Whether the model's own prediction of tokens is known. Of what classifier-free guidance makes of two only the
-        estimate is."""
-        return self.hidden is not None and self.guidance is None
 
     def entropy(self, packing: Packing) -> Tensor:
         """The entropy (n,) in nats of p(token | x_t, t) at packed positions, at the last evaluation: of what the model
@@ -144,9 +140,9 @@ class Denoiser:
         """
         mask = self.rows.generated[chosen]
         packing = Packing.of(mask)
-        x = self.rows.packing.unpack(self.hidden) if self._predicts else self.estimate
-        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden,
-                                           self._predicts)
+        predicted = self.predicted is not None
+        x = self.rows.packing.unpack(self.hidden) if predicted else self.estimate
+        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden, predicted)
         return packing.unpack(log)
 
     def mean_entropy(self, chosen: Tensor) -> Tensor:

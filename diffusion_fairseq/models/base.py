@@ -228,11 +228,6 @@ class DiffusionModel(Persistent):
         return torch.cat([part.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
                           for part, chosen in zip(scores, tokens.split(at_once))])
 
-    def likeliest_tokens(self, hidden: Tensor, forbidden: Tensor) -> Tensor:
-        """The tokens (n,) of largest p(token | x_t, t), from what `logits` takes, the forbidden ones (V,) left out."""
-        return torch.cat([self.logits(part).masked_fill(forbidden, -torch.inf).argmax(dim=-1)
-                          for part in hidden.split(_latents_at_once(len(forbidden)))])
-
     def token_search(self, forbidden: Tensor) -> TokenSearch:
         """A search for the likeliest token at a latent, the forbidden ones (V,) left out."""
         return TokenSearch(self.vectors, self.rounding_bias, forbidden)

@@ -19,6 +19,7 @@ from diffusion_fairseq.models.prompts import PromptModel
 from diffusion_fairseq.models.registration import register
 from diffusion_fairseq.models.training_pass import Objective, TrainingPass
 from diffusion_fairseq.modules.packing import Packing
+from diffusion_fairseq.text.embedding import TokenSearch
 
 
 @register("ddlm", DDLMConfig, DDLM)
@@ -54,6 +55,11 @@ class DDLMModel(DDLMEncoder, PromptModel):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (n, V) float32 of the tokens at positions (n, model_dim)."""
         return self.head(hidden).float()
+
+    def prediction_search(self, forbidden: Tensor) -> TokenSearch:
+        """A search for the token of largest p(token | x_t, t), from what `logits` takes, the forbidden ones (V,) left
+        out."""
+        return TokenSearch(self.head.weight, self.head.bias, forbidden)
 
     def interpolate(self, hidden: Tensor, temperature: float = 1.0, vectors: Optional[Tensor] = None) -> Tensor:
         """The mean embedding (n, D) float32 under p(x_0 | x_t, t) (CDCD, eq. 4), the vocabulary's scores held for some
