@@ -84,9 +84,11 @@ class Denoiser:
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
-        self.nearest, self.likeliest = model.nearest_search(forbidden), model.token_search(forbidden)
-        # Of a model that predicts tokens. Of what classifier-free guidance makes of two only the estimate is known.
-        self.predicted = model.prediction_search(forbidden) if model.predicts_tokens and self.guidance is None else None
+        self.nearest = model.nearest_search(forbidden)
+        # Whether tokens are told by the model's prediction: of what classifier-free guidance makes of two only the
+        # estimate is known.
+        self.predicts = model.predicts_tokens and self.guidance is None
+        self.likeliest = model.prediction_search(forbidden) if self.predicts else model.token_search(forbidden)
         # The noise with which given tokens enter at the level of the others: one draw for all steps.
         self.given_noise = self.noise(START) if model.noises_given else None
 
@@ -107,16 +109,13 @@ class Denoiser:
         return self.clamped
 
     def tokens(self, x0: Tensor) -> Tensor:
-        """The tokens (R, L) that an estimate of x0 rounds to, 0 where none is generated; known already where it is the
-        estimate that was clamped last. Of the last estimate of a model that predicts tokens its likeliest ones: while
-        it is unsure, their mean embedding is nearest to others."""
-        packing = self.rows.packing
-        if x0 is self.clamped:
-            tokens = self.clamped_tokens
-        elif x0 is self.estimate and self.predicted is not None:
-            tokens = packing.unpack(self.predicted(self.hidden))
-        else:
-            tokens = packing.unpack(self.likeliest(packing.pack(x0)))
+        """The tokens (R, L) that the last estimate of x0 rounds to, 0 where none is generated; known already where it
+        was clamped. Of a model that predicts tokens its likeliest ones: while it is unsure, their mean embedding is
+        nearest to others."""
+        tokens = self.clamped_tokens
+        if x0 is not self.clamped:
+            packing = self.rows.packing
+            tokens = packing.unpack(self.likeliest(self.hidden if self.predicts else packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
 
     @property
@@ -140,9 +139,8 @@ class Denoiser:
         """
         mask = self.rows.generated[chosen]
         packing = Packing.of(mask)
-        predicted = self.predicted is not None
-        x = self.rows.packing.unpack(self.hidden) if predicted else self.estimate
-        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden, predicted)
+        x = self.rows.packing.unpack(self.hidden) if self.predicts else self.estimate
+        log = self.model.log_probabilities(packing.pack(x[chosen]), packing.pack(tokens), self.forbidden, self.predicts)
         return packing.unpack(log)
 
     def mean_entropy(self, chosen: Tensor) -> Tensor:

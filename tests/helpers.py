@@ -184,3 +184,11 @@ def run_module(command: str, *arguments, cwd=None, stdin=None, check=True, plugi
     if check and done.returncode:
         raise AssertionError(f"{command} failed ({done.returncode}):\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done
+
+
+def write_stand_ins(folder, commands):
+    """Make a folder of commands, by name, each a text in bash."""
+    folder.mkdir()
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)

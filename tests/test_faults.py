@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from helpers import PACKAGE, REPOSITORY, run_module
+from helpers import PACKAGE, REPOSITORY, run_module, write_stand_ins
 from test_cli import MODEL, TRAIN, checkpoint, generate, losses, one_line_error, work  # noqa: F401  a fixture
 from test_distributed import torchrun
 from test_merge_generations import merge
@@ -195,10 +195,7 @@ STUBS = {
 def slurm(tmp_path):
     """An environment in which srun runs its command here, and scontrol notes what is queued again."""
     stubs = tmp_path / "stubs"
-    stubs.mkdir()
-    for name, text in STUBS.items():
-        (stubs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (stubs / name).chmod(0o755)
+    write_stand_ins(stubs, STUBS)
     path = os.pathsep.join([str(stubs), os.path.dirname(sys.executable), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "STUBS": str(stubs), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
             "SLURM_JOB_NUM_NODES": "1", "PROCESSES": "2", "PORT": "0", "OMP_NUM_THREADS": "1"}

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, write_stand_ins
 from test_recipes import environment, recipe
 
 # Each writes its words; the sentences of a generation depend on them.
@@ -22,10 +22,7 @@ STUBS = {
 def stubs(tmp_path):
     """An environment in which the commands are stand-ins; what python is told is in the file `said`."""
     folder = tmp_path / "stubs"
-    folder.mkdir()
-    for name, text in STUBS.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (folder / name).chmod(0o755)
+    write_stand_ins(folder, STUBS)
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "SAID": str(tmp_path / "said")}
 
 

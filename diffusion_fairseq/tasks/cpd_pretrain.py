@@ -48,7 +48,7 @@ class CPDPretrainTask(MonolingualTask):
     @classmethod
     def check_options(cls, cfg: CPDPretrainConfig) -> str:
         folder = super().check_options(cfg)
-        one_of("--document-break", cfg.document_break, tuple(DOCUMENT_BREAKS))
+        one_of("--document-break", cfg.document_break, DOCUMENT_BREAKS)
         if not 0 < cfg.paragraph_ratio < 1:
             raise UserError(f"--paragraph-ratio must be between 0 and 1, got {cfg.paragraph_ratio}")
         for name in ("tokens_per_sample", "min_document_tokens"):

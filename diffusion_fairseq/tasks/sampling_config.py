@@ -137,7 +137,7 @@ def check_sampling(cfg: SamplingConfig) -> None:
     one_of("--solver", cfg.solver, tuple(SOLVERS))
     one_of("--ddpm-variance", cfg.ddpm_variance, tuple(VARIANCES))
     one_of("--sampling-grid", cfg.sampling_grid, (*GRIDS, WARPED))
-    one_of("--rank-by", cfg.rank_by, tuple(RANKINGS))
+    one_of("--rank-by", cfg.rank_by, RANKINGS)
     at_least = {"--diffusion-steps": (cfg.diffusion_steps, 1), "--candidates": (cfg.candidates, 1),
                 "--length-beam": (cfg.length_beam, 1), "--exit-patience": (cfg.exit_patience, 1),
                 "--exit-entropy": (cfg.exit_entropy, 0),

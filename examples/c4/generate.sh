@@ -7,8 +7,7 @@ positions=${1:-none}
 shift || true
 name=${positions//[:,]/-}
 # Without a checkpoint of training, averaged.pt is taken as it is.
-last=$work/checkpoints/checkpoint_last.pt
-[[ ! -e $last ]] || python "$root/scripts/export_checkpoint.py" --ema "$last" --output "$work/averaged.pt"
+[[ ! -e $work/checkpoints/checkpoint_last.pt ]] || export_averaged
 written "$work/generated-$name.txt" "$work/data-bin/shard0" --user-dir "$root/diffusion_fairseq" \
     --task diffusion_lm --gen-subset valid --sample-break-mode none --tokens-per-sample 64 \
     --given-positions "$positions" --path "$work/averaged.pt" \
