@@ -54,13 +54,14 @@ def test_the_papers_tasks_and_what_is_given_in_them():
                                                ("inpainting", False, "w2 w3 w8 w9"), ("prefix", True, "w2 w3 w4 w5")])
 def test_blocks_are_written_to_their_end_and_texts_to_their_end_of_sentence(monkeypatch, kind, ends, words):
     """A model that predicts ends of sentence alone: in a block what was given behind them stays, and is counted."""
-    logits = torch.full((1, len(DICTIONARY)), -50.0).index_fill(1, torch.tensor([DICTIONARY.eos()]), 50.0)
-    monkeypatch.setattr(MODEL, "logits", lambda hidden: logits.expand(len(hidden), -1))
+    model = make_ddlm(DICTIONARY).requires_grad_(False)
+    model.head.weight.zero_()
+    model.head.bias.fill_(-50)[DICTIONARY.eos()] = 50
     prompts = make_given(kind, ends)
     lengths = []
     monkeypatch.setattr(writing.Prompts, "text", lambda self, tokens: lengths.append(len(tokens)) or
                         DICTIONARY.string(tokens))
-    found = writing.by_diffusion(prompts, MODEL, make_sampling(diffusion_steps=2, solver="euler", candidates=2))
+    found = writing.by_diffusion(prompts, model, make_sampling(diffusion_steps=2, solver="euler", candidates=2))
     assert [column[0] for column in found.candidates] == [words, words] and found.steps == 2 and found.seconds > 0
     assert set(lengths) == ({5} if ends else {8})
 
