@@ -1,8 +1,7 @@
 """What a solver calls: the model, with self-conditioning, clamping and given tokens wrapped round it."""
 
-from collections import deque
 from functools import partial
-from typing import Deque, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -56,6 +55,30 @@ class Rows(NamedTuple):
         return cls(memory, lengths, keys, Packing.of(mask if active is None else mask & active[:, None]))
 
 
+class Prediction:
+    """What a model that predicts tokens told at its last evaluation.
+
+    hidden: what the layers made of the packed positions (n, model_dim); None before the first evaluation.
+    likeliest: the likeliest token of each, in parts, where `score` was told the scores that the estimate came of.
+
+    Args:
+        forbidden: (V,) bool, tokens that are never generated.
+    """
+
+    def __init__(self, forbidden: Tensor):
+        self.forbidden = forbidden
+        self.hidden: Optional[Tensor] = None
+        self.likeliest: List[Tensor] = []
+
+    def begin(self, hidden: Tensor) -> None:
+        """Another evaluation."""
+        self.hidden, self.likeliest = hidden, []
+
+    def score(self, scores: Tensor) -> None:
+        """The scores (m, V) of the next m positions."""
+        self.likeliest.append(scores.masked_fill(self.forbidden, -torch.inf).argmax(dim=-1))
+
+
 class Denoiser:
     """The one callable a solver knows: self-conditioning and clamping wrapped round the model.
 
@@ -67,27 +90,29 @@ class Denoiser:
         clamping_from: the time at and below which estimates are clamped; None: never.
         guidance_scale: of classifier-free guidance; 1: none.
         temperature: of the token probabilities of a model that predicts tokens.
+        watched: whether `tokens` is asked for at every step; such a model notes them then as it estimates x0.
     """
 
     def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor],
-                 guidance_scale: float = 1.0, temperature: float = 1.0):
+                 guidance_scale: float = 1.0, temperature: float = 1.0, watched: bool = False):
         self.model, self.rows, self.forbidden = model, rows, forbidden
         self.clamping_from = clamping_from
-        denoise = model.denoise
-        self._hidden: Deque[Tensor] = deque(maxlen=1)
+        # Whether tokens are told by the model's prediction: of what classifier-free guidance makes of two only the
+        # estimate is known.
+        self.predicts = model.predicts_tokens and guidance_scale == 1
+        denoise, self._prediction = model.denoise, Prediction(forbidden)
         if model.predicts_tokens:
             # Normalised once for all steps. No method of its own is handed over: what holds itself outlives a batch.
-            denoise = partial(denoise, temperature=temperature, watch=self._hidden.append,
+            denoise = partial(denoise, temperature=temperature, watch=self._prediction.begin,
                               vectors=model.vectors.float())
+        if self.predicts and watched:
+            denoise = partial(denoise, scored=self._prediction.score)
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
         self.denoise = self.guidance or denoise
         self.estimate: Optional[Tensor] = None
         self.clamped: Optional[Tensor] = None
         self.clamped_tokens: Optional[Tensor] = None
         self.nearest = model.nearest_search(forbidden)
-        # Whether tokens are told by the model's prediction: of what classifier-free guidance makes of two only the
-        # estimate is known.
-        self.predicts = model.predicts_tokens and self.guidance is None
         self.likeliest = model.prediction_search(forbidden) if self.predicts else model.token_search(forbidden)
         # The noise with which given tokens enter at the level of the others: one draw for all steps.
         self.given_noise = self.noise(START) if model.noises_given else None
@@ -112,9 +137,10 @@ class Denoiser:
         """The tokens (R, L) that the last estimate of x0 rounds to, 0 where none is generated; known already where it
         was clamped. Of a model that predicts tokens its likeliest ones: while it is unsure, their mean embedding is
         nearest to others."""
-        tokens = self.clamped_tokens
-        if x0 is not self.clamped:
-            packing = self.rows.packing
+        packing, tokens = self.rows.packing, self.clamped_tokens
+        if x0 is not self.clamped and self._prediction.likeliest:
+            tokens = packing.unpack(torch.cat(self._prediction.likeliest))
+        elif x0 is not self.clamped:
             tokens = packing.unpack(self.likeliest(self.hidden if self.predicts else packing.pack(x0)))
         return self.rows.memory.impose_tokens(tokens)
 
@@ -122,7 +148,7 @@ class Denoiser:
     def hidden(self) -> Optional[Tensor]:
         """What the layers made of the packed positions (n, model_dim) at the last evaluation, in a model that predicts
         tokens; else None."""
-        return self._hidden[0] if self._hidden else None
+        return self._prediction.hidden
 
     def entropy(self, packing: Packing) -> Tensor:
         """The entropy (n,) in nats of p(token | x_t, t) at packed positions, at the last evaluation: of what the model

@@ -184,24 +184,24 @@ class DiffusionGenerator:
 
     def trajectory(self, rows: Rows) -> Iterator[Tuple[Denoiser, SamplerState, SamplerState]]:
         """The states before and after every step of some rows, which all go through all steps, and what estimated."""
-        denoise, levels = self.denoiser(rows), [level.cut(rows.width) for level in self.levels]
+        denoise, levels = self.denoiser(rows, watched=True), [level.cut(rows.width) for level in self.levels]
         state = initial_state(denoise.noise(START) * self.sampling.initial_noise_scale, levels[0])
         draws = partial(_draw, denoise, START + 1)
         for reached in reverse_process(self.step, denoise, state, levels, draws):
             yield denoise, state, reached
             state = reached
 
-    def denoiser(self, rows: Rows) -> Denoiser:
-        """What the solver calls for some rows."""
+    def denoiser(self, rows: Rows, watched: bool = False) -> Denoiser:
+        """What the solver calls for some rows; watched: whether their tokens are asked for at every step."""
         return Denoiser(self.model, rows, self.forbidden.to(rows.keys.device), self.clamping_from,
-                        self.sampling.guidance_scale, self.sampling.score_temperature)
+                        self.sampling.guidance_scale, self.sampling.score_temperature, watched)
 
     def _denoise(self, rows: Rows) -> Drafts:
         """Run the reverse process; with early exit, rows whose tokens have settled leave it with their memory."""
         num_steps, patience = len(self.levels) - 1, self.sampling.exit_patience
         watched = patience is not None or self.retain_history
         drafts = Drafts.blank(rows, num_steps, self.dictionary.pad(), self.retain_history)
-        denoise = self.denoiser(rows)
+        denoise = self.denoiser(rows, watched)
         begin = denoise.noise(START) * self.sampling.initial_noise_scale
         state = initial_state(begin, self.levels[0].cut(rows.width))
         live = Live.begin(len(rows.keys), rows.width, rows.keys.device)

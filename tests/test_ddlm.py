@@ -196,6 +196,21 @@ def test_the_score_of_a_text_is_the_probability_that_the_model_gives_its_tokens(
     assert found["tokens"][~given].equal(logits.argmax(dim=-1)[~given])
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 24])
+def test_watched_tokens_are_noted_with_the_estimate_and_not_searched_for(monkeypatch, solver, scores_at_once):
+    monkeypatch.setattr("diffusion_fairseq.models.base.LOGITS_AT_ONCE", scores_at_once)
+    generator = DiffusionGenerator(MODEL, DICTIONARY, make_sampling(diffusion_steps=3, solver=solver,
+                                                                    score_temperature=0.3))
+    tokens = batch("ab____________c.", "____________.")["net_input"]["src_tokens"]
+    (_, rows), = generator.buckets(MODEL.encode(tokens), tokens, torch.arange(2))
+    for denoise, _, reached in generator.trajectory(rows):
+        search, denoise.likeliest = denoise.likeliest, None
+        found = denoise.tokens(reached.pred_x0)
+        assert found.equal(rows.memory.impose_tokens(rows.packing.unpack(search(denoise.hidden))))
+        denoise.likeliest = search
+
+
 def test_what_estimates_does_not_outlive_its_batch():
     generator = DiffusionGenerator(MODEL, DICTIONARY, make_sampling(diffusion_steps=2, solver="euler"))
     tokens = batch("ab____c")["net_input"]["src_tokens"]

@@ -61,34 +61,38 @@ class DDLMModel(DDLMEncoder, PromptModel):
         out."""
         return TokenSearch(self.head.weight, self.head.bias, forbidden)
 
-    def interpolate(self, hidden: Tensor, temperature: float = 1.0, vectors: Optional[Tensor] = None) -> Tensor:
+    def interpolate(self, hidden: Tensor, temperature: float = 1.0, vectors: Optional[Tensor] = None,
+                    scored: Callable[[Tensor], None] = lambda scores: None) -> Tensor:
         """The mean embedding (n, D) float32 under p(x_0 | x_t, t) (CDCD, eq. 4), the vocabulary's scores held for some
         positions at a time.
 
         Args:
             vectors: (V, D) float32, `self.vectors` where the caller has them.
+            scored: is told these scores (m, V) before temperature, one part of the positions after the other.
         """
         vectors = self.vectors.float() if vectors is None else vectors
 
         def mean(part: Tensor) -> Tensor:
             scores = self.logits(part)
+            scored(scores)
             return (scores if temperature == 1 else scores / temperature).softmax(dim=-1) @ vectors
 
         return in_chunks(mean, len(vectors), hidden)
 
     def denoise(self, xt: Tensor, t: Tensor, memory: Prompt, packing: Optional[Packing] = None,
                 previous: Optional[Tensor] = None, temperature: float = 1.0,
-                watch: Callable[[Tensor], None] = lambda hidden: None, vectors: Optional[Tensor] = None) -> Tensor:
+                watch: Callable[[Tensor], None] = lambda hidden: None, vectors: Optional[Tensor] = None,
+                scored: Callable[[Tensor], None] = lambda scores: None) -> Tensor:
         """As the other models', at a temperature of the tokens' probabilities.
 
         Args:
             watch: is told what the layers made (n, model_dim), which `entropy` takes.
-            vectors: as in `interpolate`.
+            vectors, scored: as in `interpolate`.
         """
         packing = Packing(tuple(xt.shape[:2])) if packing is None else packing
         hidden = self.network(xt, t, memory, packing, previous)
         watch(hidden)
-        return memory.impose(packing.unpack(self.interpolate(hidden, temperature, vectors)))
+        return memory.impose(packing.unpack(self.interpolate(hidden, temperature, vectors, scored)))
 
     def forward(
         self, src_tokens: Tensor, target: Tensor, t: Tensor, start_noise: Optional[Tensor] = None,
