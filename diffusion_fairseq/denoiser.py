@@ -90,7 +90,8 @@ class Denoiser:
         clamping_from: the time at and below which estimates are clamped; None: never.
         guidance_scale: of classifier-free guidance; 1: none.
         temperature: of the token probabilities of a model that predicts tokens.
-        watched: whether `tokens` is asked for at every step; such a model notes them then as it estimates x0.
+        watched: whether `tokens` is asked for at every step; such a model notes them then as it estimates x0,
+            unless estimates are clamped.
     """
 
     def __init__(self, model: DiffusionModel, rows: Rows, forbidden: Tensor, clamping_from: Optional[Tensor],
@@ -105,7 +106,7 @@ class Denoiser:
             # Normalised once for all steps. No method of its own is handed over: what holds itself outlives a batch.
             denoise = partial(denoise, temperature=temperature, watch=self._prediction.begin,
                               vectors=model.vectors.float())
-        if self.predicts and watched:
+        if self.predicts and watched and clamping_from is None:  # the tokens of a clamped estimate are known
             denoise = partial(denoise, scored=self._prediction.score)
         self.guidance = None if guidance_scale == 1 else ConditionGuidance(model, guidance_scale, denoise)
         self.denoise = self.guidance or denoise
